@@ -1,0 +1,96 @@
+"""Connections to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from infra.errors import StartError
+
+log = structlog.get_logger(__name__)
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+# What a fault of the server or of the way to it looks like; what was under way may be tried again.
+# OperationalError covers lost connections and shutdowns (classes 08, 57, 53) and, as its subclasses, serialization
+# failures and deadlocks (class 40). InterfaceError is raised for a connection that is already closed.
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError)
+
+# With arrays as parameters the planner cannot know how many rows come; a plan made for an empty table would then
+# scan a full one. Only index look-ups stay flat as tables grow, so they are all that is left to choose.
+LOOKUP_OPTIONS = (
+    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+    " -c jit=off -c plan_cache_mode=force_generic_plan"
+)
+
+class Database:
+    """A pool of connections that heals: a broken one is replaced, and a caller waits a bounded time for one.
+
+    Parameters: `url` a libpq URL; `size` connections at most; `wait_seconds` how long a caller waits for one before
+    it gets `PoolTimeout`; `options` libpq's `options`, for instance `LOOKUP_OPTIONS`.
+    """
+
+    def __init__(self, url: str, *, size: int, wait_seconds: float, options: str = "", name: str = "database") -> None:
+        self.url = url
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            min_size=0,
+            max_size=size,
+            timeout=wait_seconds,
+            name=name,
+            open=False,
+            kwargs={"prepare_threshold": 0, "application_name": f"smsbill-{name}", "options": options},
+            reconnect_timeout=wait_seconds,
+        )
+
+    async def open(self) -> None:
+        """Open the pool. Raises `StartError` when the server cannot be reached."""
+        try:
+            async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=10) as connection:
+                await connection.execute("select 1")
+        except psycopg.OperationalError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise StartError(
+                f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
+            ) from None
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Close every connection; those in use get a few seconds to come back."""
+        await self._pool.close(timeout=5)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection. Leaving the block commits, an exception rolls back."""
+        async with self._pool.connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """Lend a connection in one read-only snapshot: every statement sees the same moment."""
+        async with self._pool.connection() as connection:
+            await connection.execute("set transaction isolation level repeatable read, read only")
+            yield connection
+
+    async def reachable(self, timeout_seconds: float = 2) -> bool:
+        """Tell whether a statement comes back in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self.connection() as connection:
+                await connection.execute("select 1")
+        except (*TRANSIENT, TimeoutError):
+            return False
+        return True
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The same server for SQLAlchemy and Alembic, with psycopg 3 as the driver."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
+        raise StartError("SMSBILL_DATABASE_URL must start with postgresql://")
+    return f"postgresql+psycopg://{rest}"

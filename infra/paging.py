@@ -1,0 +1,33 @@
+"""Pages by key: a token is the last key of the page before."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from infra.errors import invalid, invalid_fields
+
+PAGE_SIZE_DEFAULT = 100
+PAGE_SIZE_MAX = 1_000
+
+
+def page_size(asked: int) -> int:
+    """Rows of a page. Raises INVALID_ARGUMENT for a negative size or one over 1,000."""
+    if asked < 0 or asked > PAGE_SIZE_MAX:
+        raise invalid(page_size=f"must be 0 (for {PAGE_SIZE_DEFAULT}) to {PAGE_SIZE_MAX}")
+    return asked or PAGE_SIZE_DEFAULT
+
+
+def encode_token(key: str) -> str:
+    """The token of a page that starts after `key`."""
+    return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+def decode_token(token: str) -> str:
+    """The key of a token; empty for an empty token. Raises INVALID_ARGUMENT for a token that is none of ours."""
+    if not token:
+        return ""
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise invalid_fields({"page_token": "must be a next_page_token of this call"}) from None

@@ -1,0 +1,76 @@
+"""Settings: `SMSBILL_*` in the environment or in a `.env` file of the working folder.
+
+Every one has a default that fits one machine and a reason in its description; docs/settings.md is made from here.
+Services read the class that names their own settings; all share what `BaseSettings` below holds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+import pydantic
+import pydantic_settings
+from pydantic import Field
+
+from infra.errors import StartError
+
+
+def default_data_dir() -> Path:
+    """`smsbill` in the user's data home (https://specifications.freedesktop.org/basedir-spec/latest/)."""
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "smsbill"
+
+
+class BaseSettings(pydantic_settings.BaseSettings):
+    """What every process needs."""
+
+    model_config = pydantic_settings.SettingsConfigDict(
+        env_prefix="SMSBILL_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Folder of the embedded servers and their data"
+    )
+    database_url: str = Field(
+        "",
+        description="PostgreSQL (postgresql://…); empty: the embedded server of the data folder is started",
+    )
+    redis_url: str = Field("", description="Redis or Valkey (redis://…); empty: the embedded server is started")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged")
+    log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or text on a terminal only")
+    database_wait_seconds: float = Field(
+        5,
+        gt=0,
+        le=60,
+        description="How long work waits for a free connection before it fails with UNAVAILABLE",
+    )
+    drain_seconds: float = Field(
+        20, gt=0, le=300, description="How long a stopping process may take to finish what it has in hand"
+    )
+    grpc_tls_certificate: Path | None = Field(
+        None, description="PEM certificate chain of the gRPC ports; with a key: TLS"
+    )
+    grpc_tls_key: Path | None = Field(None, description="PEM private key of the gRPC ports")
+    grpc_tls_ca: Path | None = Field(
+        None, description="PEM authorities that our gRPC clients trust; not set: the system's"
+    )
+    grpc_message_bytes_max: int = Field(
+        8 * 1024 * 1024, gt=0, description="Largest gRPC message; a batch of 5,000 items is about 1 MiB"
+    )
+    grpc_calls_max: int = Field(
+        10_000,
+        gt=0,
+        description="Calls that one process serves at once; beyond it a call gets RESOURCE_EXHAUSTED",
+    )
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""
+        try:
+            return cls()
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = "SMSBILL_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise StartError(f"setting {name}: {first['msg']}; correct it in the environment or in .env") from None

@@ -1,0 +1,66 @@
+"""Logs and metrics.
+
+A log line is one event with its fields; `request_id` and `trace_id` bound to a context follow a message through all
+processes. Phone numbers and texts never appear whole: a processor masks what looks like a number, whatever logs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+# Eight to fifteen digits in a row are what E.164 allows; identifiers of ours mix letters in and are left alone.
+_NUMBER = re.compile(r"(?<![0-9A-Za-z])(\+?\d{3})\d{4,10}(\d{2})(?![0-9A-Za-z])")
+_TEXT_FIELDS = frozenset({"text", "msg", "secret", "password", "authorization"})
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+
+def configure_logging(process: str, *, level: str, log_format: str) -> None:
+    """Send structured logs to standard error, as JSON or, for a person, as text."""
+    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(ensure_ascii=False)
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        mask,
+    ]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries speak up when something is wrong; their small talk would drown ours.
+    root.setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Hide texts and secrets, and the middle of everything that looks like a phone number."""
+    for name, value in event.items():
+        if name in _TEXT_FIELDS:
+            event[name] = "…"
+        elif isinstance(value, str) and name not in {"timestamp", "level"}:
+            event[name] = _NUMBER.sub(r"\1****\2", value)
+    return event

@@ -1,0 +1,1 @@
+"""Carriers: the protocol that the senders speak (`base`) and one module per vendor behind it."""

@@ -1,0 +1,264 @@
+"""What the gateway and its workers ask of a carrier, whoever it is.
+
+The one question that decides about money is *what became of this call*: a message is sent at most once, refunded when it
+was refused, and held when nobody knows. So a call never raises for what a carrier or a network does: it returns a
+`CallOutcome` whose `Verdict` answers just that question.
+
+A carrier's own spellings (numbers, times, codes) end at its adapter: numbers are E.164 on this side, times are aware.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Final, Protocol
+
+from smsgateway.mobile import mask_mobile
+
+_CALL_ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,64}")
+_NUMBER_LIKE: Final = re.compile(r"\+?[0-9]{7,}")
+_DETAIL_CHARACTERS_MAX: Final = 200
+
+
+class Verdict(Enum):
+    """What became of a call to a carrier, and so what its caller does next."""
+
+    ACCEPTED = "accepted"
+    """The carrier took it on and bills it; receipts follow."""
+
+    REFUSED = "refused"
+    """The carrier took on nothing, for a reason in the message itself: final for every message of the call."""
+
+    RETRY = "retry"
+    """Surely not accepted: send again, not sooner than `CallOutcome.retry_after_s`."""
+
+    STOP_ACCOUNT = "stop_account"
+    """Surely not accepted, and no call of this account will be until an operator acts: stop it and alert."""
+
+    BAD_NUMBER = "bad_number"
+    """Surely not accepted, because of a number in it. With one number: final. With more: halve the call."""
+
+    UNKNOWN = "unknown"
+    """The request may have arrived and no clear answer came. Never send again; a receipt or 72 hours decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingleCall:
+    """One text to one number.
+
+    Attributes:
+        call_id: our id of this call, 1 to 64 of ``A-Z a-z 0-9 _ -``; receipts bring it back.
+        mobile: the receiver in E.164.
+        text: the whole text, signature included.
+    """
+
+    call_id: str
+    mobile: str
+    text: str
+
+    def __post_init__(self) -> None:
+        assert _CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCall:
+    """One text to many numbers, with one call and one answer.
+
+    Attributes:
+        call_id: our id of this call, 1 to 64 of ``A-Z a-z 0-9 _ -``; each receipt brings it back.
+        mobiles: the receivers in E.164, at least one and none twice: a receipt is known by call and number. At most
+            `CarrierLimits.max_batch`.
+        text: the whole text, signature included.
+    """
+
+    call_id: str
+    mobiles: tuple[str, ...]
+    text: str
+
+    def __post_init__(self) -> None:
+        assert _CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
+        assert self.mobiles, "a batch without numbers"
+        assert len(set(self.mobiles)) == len(self.mobiles), "a number twice in one batch"
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """What became of one call.
+
+    Attributes:
+        verdict: what the caller acts on.
+        carrier_message_id: the carrier's id of the message or the whole batch; None unless accepted, or when an
+            accepting answer carried none (then receipts are matched by our call id).
+        code: the carrier's own code, normalised to decimal digits; empty when the carrier gave none.
+        detail: a sentence for operators, without numbers or texts of messages.
+        failed_count: messages that an accepting answer counts as failed without naming them.
+        retry_after_s: with RETRY, seconds to wait at least; None leaves it to the caller's back-off.
+    """
+
+    verdict: Verdict
+    carrier_message_id: str | None = None
+    code: str = ""
+    detail: str = ""
+    failed_count: int = 0
+    retry_after_s: float | None = None
+
+
+class ReceiptState(Enum):
+    """What a receipt says about a message."""
+
+    DELIVERED = "delivered"
+    """Final: it reached the phone."""
+
+    FAILED = "failed"
+    """Final: it did not and will not."""
+
+    PENDING = "pending"
+    """Not final: another receipt may follow. Never a reason to refund."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierReceipt:
+    """One delivery receipt.
+
+    Attributes:
+        account_id: our name of the carrier account that it came for.
+        carrier_message_id: the carrier's id; one id may cover a whole batch, so match it together with the number.
+        call_id: our id of the call as the carrier gave it back; empty when it did not.
+        mobile: the receiver in E.164.
+        state: what it says.
+        code: the carrier's own word for it, as it came, such as ``DELIVRD`` or ``MK:0001``.
+        description: the carrier's explanation, shortened, free of control characters; may be empty.
+        reported_at: when the network reported it, in UTC, as precise as the carrier tells (often a minute).
+        notified_at: when the carrier passed it on, in UTC; None when it did not tell.
+        segments: segments that the carrier bills for this message; None when it did not tell.
+    """
+
+    account_id: str
+    carrier_message_id: str
+    call_id: str
+    mobile: str
+    state: ReceiptState
+    code: str
+    description: str
+    reported_at: datetime
+    notified_at: datetime | None
+    segments: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierLimits:
+    """What one call may hold and how long it may take.
+
+    Attributes:
+        max_text_characters: characters of a text, signature included.
+        max_batch: numbers in a batch.
+        call_timeout_s: seconds after which every call has returned, whatever the carrier does.
+    """
+
+    max_text_characters: int
+    max_batch: int
+    call_timeout_s: float
+
+
+class CarrierError(Exception):
+    """A question to the carrier that moves no message (its balance) could not be answered.
+
+    Attributes:
+        code: the carrier's own code; empty when there was none.
+    """
+
+    def __init__(self, detail: str, code: str = "") -> None:
+        super().__init__(detail)
+        self.code: Final = code
+
+
+class MalformedReceipt(ValueError):  # noqa: N818 - named for what it says
+    """A pushed receipt breaks the carrier's protocol. Names the field and the rule, never the value.
+
+    Attributes:
+        field: the field as the carrier's protocol calls it.
+        rule: what it should have been.
+    """
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"malformed receipt: {field} {rule}")
+        self.field: Final = field
+        self.rule: Final = rule
+
+
+class ReceiptNotAuthentic(Exception):  # noqa: N818 - named for what it says
+    """A pushed receipt does not carry the credentials agreed with the carrier."""
+
+
+class Carrier(Protocol):
+    """One account at one carrier. Safe for concurrent use by the tasks of one event loop."""
+
+    @property
+    def account_id(self) -> str:
+        """Our name of the account."""
+
+    @property
+    def limits(self) -> CarrierLimits:
+        """What one call may hold."""
+
+    async def send_single(self, call: SingleCall) -> CallOutcome:
+        """Send one text to one number.
+
+        Args:
+            call: what to send.
+
+        Returns:
+            The outcome, within `CarrierLimits.call_timeout_s`. Nothing that the carrier or the network does raises.
+        """
+
+    async def send_batch(self, call: BatchCall) -> CallOutcome:
+        """Send one text to at most `CarrierLimits.max_batch` numbers; otherwise as `send_single`."""
+
+    async def balance(self) -> int:
+        """Segments left at the carrier.
+
+        Raises:
+            CarrierError: the carrier did not tell.
+        """
+
+    def parse_pushed_receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
+        """Read a receipt that the carrier pushed.
+
+        Args:
+            params: the fields of the query or form, percent-decoded.
+
+        Raises:
+            ReceiptNotAuthentic: wrong credentials. Judged before anything else.
+            MalformedReceipt: a field is missing or garbled.
+        """
+
+    async def aclose(self) -> None:
+        """Close the connections. Calls still under way end as UNKNOWN or RETRY."""
+
+
+def printable(text: str, characters_max: int = _DETAIL_CHARACTERS_MAX) -> str:
+    """Make a carrier's words storable: no control characters (PostgreSQL takes no NUL) nor lone surrogates, not long.
+
+    Args:
+        text: as it came.
+        characters_max: characters kept.
+
+    Returns:
+        The text, cleaned and cut.
+    """
+    cut = text[:characters_max].encode("utf-8", "replace").decode("utf-8")
+    return "".join(character if character.isprintable() else " " for character in cut).strip()
+
+
+def loggable(text: str) -> str:
+    """A carrier's words for logs and operators: `printable`, and what may be a telephone number masked.
+
+    Args:
+        text: as it came.
+
+    Returns:
+        The text, cleaned, cut and masked.
+    """
+    # Masked before it is cut: a number cut in two would no longer be known for one.
+    return printable(_NUMBER_LIKE.sub(lambda match: mask_mobile(match.group()), text[: 4 * _DETAIL_CHARACTERS_MAX]))

@@ -1,0 +1,253 @@
+"""Tables of the gateway. SQL that reads and writes them is in `smsgateway.store`.
+
+`brand_id` leads every key. The exceptions are keyed by the carrier's reference, because a receipt arrives without a
+brand: `route` and `receipt_inbox`.
+
+A message's row is its record: written when it is accepted, when the carrier has answered and when its receipt comes.
+What moves in between is in `dispatch`, the unit that is queued, paid and submitted: one row for a single message (with
+its id), one for each chunk of a batch. It goes when the outcome is known, so it stays small however many messages
+there are.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+
+SCHEMA = "smsgateway"
+metadata = MetaData(schema=SCHEMA)
+
+
+class Mode(enum.IntEnum):
+    """Which of the carrier's interfaces a dispatch takes."""
+
+    SINGLE = 1
+    BATCH = 2
+
+
+class DispatchState(enum.IntEnum):
+    """accepting → queued → claimed → submitting → (gone: sent or failed) | unknown | partial.
+
+    submitting → claimed when the carrier surely did not accept; queued → gone when cancelled.
+    unknown: the outcome of the call is not known; a receipt, a pull or time decides. partial: the carrier said that
+    some failed but not which; time and the missing receipts decide.
+    """
+
+    ACCEPTING = 1
+    QUEUED = 2
+    CLAIMED = 3
+    SUBMITTING = 4
+    UNKNOWN = 5
+    PARTIAL = 6
+
+
+class MessageState(enum.IntEnum):
+    """The numbers of `smsgateway.v1.MessageState`. A message that has a dispatch is stored as QUEUED; its state as
+    seen is then the dispatch's. Stored states move QUEUED → SENT | FAILED | CANCELLED, SENT → DELIVERED | UNDELIVERED |
+    EXPIRED | FAILED (partial only).
+    """
+
+    ACCEPTING = 1
+    QUEUED = 2
+    CLAIMED = 3
+    SUBMITTING = 4
+    SENT = 5
+    UNKNOWN = 6
+    DELIVERED = 7
+    UNDELIVERED = 8
+    EXPIRED = 9
+    FAILED = 10
+    CANCELLED = 11
+
+
+class OutboxKind(enum.IntEnum):
+    """What the gateway owes the cost centre; the payload is the serialized request."""
+
+    SEND_STATUS = 1  # SmsSendStatusCallBackRequest
+    RECEIPT = 2  # SmsReceiptStatusCallBackRequest
+    RELEASE = 3  # SmsReleaseFreezeNumRequest
+
+
+def _moment(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _identifier(name: str, *, nullable: bool = False) -> Column[str]:
+    # Identifiers sort by time as bytes, not by a language's rules.
+    return Column(name, Text(collation="C"), nullable=nullable)
+
+
+request_key = Table(
+    "request_key",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("operation", SmallInteger, nullable=False),  # Mode: SendSms or SendBatchSms
+    _identifier("request_id"),
+    Column("fingerprint", LargeBinary, nullable=False),
+    _identifier("target_id"),  # message_id or batch_id
+    Column("reply", LargeBinary, nullable=True),  # the serialized reply; null while accepting
+    _moment("created_at"),
+    PrimaryKeyConstraint("brand_id", "operation", "request_id"),
+    Index("request_key_created_at", "created_at"),
+)
+
+message = Table(
+    "message",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("message_id"),
+    _identifier("batch_id", nullable=True),
+    _identifier("dispatch_id"),  # its own id for a single one
+    _identifier("request_id"),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("mobile", Text(collation="C"), nullable=False),  # E.164
+    Column("text", Text, nullable=True),  # null: the batch's
+    Column("segments", Integer, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    _identifier("order_no", nullable=True),
+    _identifier("payment_no", nullable=True),
+    Column("account", Text, nullable=True),
+    Column("call_id", Text, nullable=True),
+    Column("carrier_message_id", Text, nullable=True),
+    Column("result_code", Text, nullable=True),
+    Column("result_detail", Text, nullable=True),
+    _moment("created_at"),
+    _moment("submitted_at", nullable=True),
+    _moment("sent_at", nullable=True),
+    _moment("finished_at", nullable=True),
+    PrimaryKeyConstraint("brand_id", "message_id"),
+    CheckConstraint("segments > 0", name="message_segments_positive"),
+    CheckConstraint("state between 1 and 11", name="message_state_known"),
+    Index("message_batch", "brand_id", "batch_id", "message_id", postgresql_where=text("batch_id is not null")),
+    Index(
+        "message_dispatch",
+        "brand_id",
+        "dispatch_id",
+        "mobile",
+        postgresql_where=text("batch_id is not null"),
+    ),
+    Index("message_mobile", "brand_id", "mobile", "message_id"),
+    # The sweeper of messages without a receipt walks this by time; it holds only what is on its way.
+    Index("message_sent", "sent_at", postgresql_where=text("state = 5")),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("batch_id"),
+    _identifier("request_id"),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("accepted", Integer, nullable=False),
+    Column("segments", BigInteger, nullable=False),
+    _identifier("order_no", nullable=True),  # null while accepting
+    _moment("created_at"),
+    _moment("accepted_at", nullable=True),
+    _moment("cancelled_at", nullable=True),
+    PrimaryKeyConstraint("brand_id", "batch_id"),
+    Index("batch_accepting", "created_at", postgresql_where=text("accepted_at is null")),
+)
+
+dispatch = Table(
+    "dispatch",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("dispatch_id"),  # a single message's id, or a chunk's
+    Column("mode", SmallInteger, nullable=False),
+    Column("sms_type", SmallInteger, nullable=False),
+    _identifier("batch_id", nullable=True),
+    Column("messages", Integer, nullable=False),
+    Column("segments", Integer, nullable=False),
+    _identifier("request_id"),  # for the logs of all processes
+    Column("state", SmallInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    Column("stream_entry", Text, nullable=True),
+    _identifier("order_no", nullable=True),
+    _identifier("payment_no", nullable=True),
+    Column("account", Text, nullable=True),
+    Column("call_id", Text, nullable=True),
+    Column("carrier_message_id", Text, nullable=True),
+    Column("failed_count", Integer, nullable=False, server_default="0"),  # of a partial outcome
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),
+    _moment("not_before", nullable=True),
+    _moment("created_at"),
+    _moment("submitting_at", nullable=True),
+    _moment("changed_at"),
+    PrimaryKeyConstraint("brand_id", "dispatch_id"),
+    CheckConstraint("messages > 0 and segments > 0", name="dispatch_not_empty"),
+    CheckConstraint("state < 2 or order_no is not null", name="dispatch_frozen_before_queued"),
+    CheckConstraint(
+        "state < 4 or (payment_no is not null and call_id is not null and submitting_at is not null)",
+        name="dispatch_paid_before_submitted",
+    ),
+    Index("dispatch_progress", "state", "changed_at"),
+    Index("dispatch_batch", "brand_id", "batch_id", postgresql_where=text("batch_id is not null")),
+    postgresql_with={"fillfactor": "70"},
+)
+
+route = Table(
+    "route",
+    metadata,
+    Column("account", Text, nullable=False),
+    Column("reference", Text(collation="C"), nullable=False),  # our call id, or the carrier's id
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("dispatch_id"),
+    _moment("created_at"),
+    PrimaryKeyConstraint("account", "reference"),
+    Index("route_created_at", "created_at"),
+)
+
+receipt_inbox = Table(
+    "receipt_inbox",
+    metadata,
+    Column("account", Text, nullable=False),
+    Column("reference", Text(collation="C"), nullable=False),  # the carrier's id, or our call id where it has none
+    _identifier("inbox_id"),
+    Column("call_id", Text, nullable=True),
+    Column("mobile", Text(collation="C"), nullable=False),
+    Column("state", SmallInteger, nullable=False),  # costcenter.v1.ReceiptState
+    Column("carrier_code", Text, nullable=False),
+    Column("detail", Text, nullable=True),
+    Column("billed_segments", SmallInteger, nullable=True),
+    _moment("reported_at", nullable=True),
+    _moment("received_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _moment("next_at", nullable=True),  # null: parked
+    Column("last_error", Text, nullable=True),
+    PrimaryKeyConstraint("account", "reference", "inbox_id"),
+    Index("receipt_inbox_next_at", "next_at", postgresql_where=text("next_at is not null")),
+    Index("receipt_inbox_parked", "received_at", postgresql_where=text("next_at is null")),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("outbox_id"),  # the request_id of the call that it becomes
+    Column("kind", SmallInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _moment("next_at", nullable=True),  # null: parked
+    Column("last_error", Text, nullable=True),
+    _moment("created_at"),
+    PrimaryKeyConstraint("brand_id", "outbox_id"),
+    Index("outbox_next_at", "next_at", postgresql_where=text("next_at is not null")),
+    Index("outbox_parked", "created_at", postgresql_where=text("next_at is null")),
+    postgresql_with={"fillfactor": "80"},
+)
