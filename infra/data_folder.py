@@ -96,7 +96,7 @@ class DataFolder:
                 raise
 
     def release(self) -> None:
-        """Let others use the folder; the lock file stays, for removing it would let two in at once."""
+        """Let others use the folder; the lock file stays, for its removal would let two in at once."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._lock, 0)
@@ -104,7 +104,7 @@ class DataFolder:
             self._lock = None
 
     def remove_short_sockets_folder(self) -> None:
-        """Remove the sockets folder if it lies outside of the data folder; only when no server runs any more."""
+        """Remove the sockets folder if it lies outside of the data folder; for when no server runs."""
         link = self.path / "run"
         if link.is_symlink():
             shutil.rmtree(self.sockets, ignore_errors=True)
@@ -115,15 +115,11 @@ class DataFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.path.stat()
         if found.st_uid != os.geteuid() and not root:
-            raise EmbeddedError(
-                f"the data folder {self.path} belongs to another user; run as that user, or {CHOOSE}"
-            )
+            raise EmbeddedError(f"{self.path} belongs to another user; run as that user, or {CHOOSE}")
         version = self.path / "VERSION"
         entries = {entry.name for entry in os.scandir(self.path)}
         if "VERSION" not in entries and entries - {"lock"}:
-            raise EmbeddedError(
-                f"the folder {self.path} holds other files and is no data folder of ours; {CHOOSE}"
-            )
+            raise EmbeddedError(f"{self.path} has other files in it and is not a data folder; {CHOOSE}")
         if root and "VERSION" in entries and (owner := version.stat().st_uid) != 0:
             raise EmbeddedError(
                 f"the data folder {self.path} was made by the user with the id {owner}, not by root; "
@@ -163,13 +159,13 @@ class DataFolder:
             text = ""
         if not (text.isascii() and text.isdigit()):
             raise EmbeddedError(
-                f"{version} holds no format number; restore that file (this program writes {FORMAT}), "
-                f"or {CHOOSE}"
+                f"{version} holds no format number; if this program has made the folder, "
+                f"write {FORMAT} to that file, or {CHOOSE}"
             )
         if int(text) > FORMAT:
             raise DataFolderTooNew(
-                f"the data folder {self.path} has format {int(text)}, this program knows formats up to {FORMAT}; "
-                f"install the newer program again, or {CHOOSE}"
+                f"the data folder {self.path} has format {int(text)}, "
+                f"this program knows formats up to {FORMAT}; install the newer program again, or {CHOOSE}"
             )
 
     def _make_sockets_folder(self) -> None:
@@ -190,7 +186,7 @@ class DataFolder:
             if _fits(Path(base) / "smsbill-12345678"):
                 folder.symlink_to(tempfile.mkdtemp(prefix="smsbill-", dir=base))
                 return
-        raise EmbeddedError(f"neither {self.path} nor the temporary folder has a path short enough; {CHOOSE}")
+        raise EmbeddedError(f"neither {self.path} nor a temporary folder is short enough; {CHOOSE}")
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """The embedded servers: a real PostgreSQL and a real Redis-compatible server in one data folder of this user.
 
-They run in sessions of their own, so that a Ctrl-C in the terminal reaches us alone, and bound to no event loop.
-If we are killed they go on; the next start on the same folder takes them over.
+They run in sessions of their own, so that a Ctrl-C in the terminal reaches us alone, and belong to no
+event loop. If we are killed they go on; the next start on the same folder takes them over.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ __all__ = [
 class EmbeddedServers:
     """PostgreSQL and Redis of one data folder.
 
-    Every method that waits exists for asyncio; `start_blocking` and `stop_blocking` (or a plain `with`) are for
-    code without an event loop, such as a pytest fixture for a whole session.
+    Every method that waits exists for asyncio; `start_blocking` and `stop_blocking` (or a plain `with`) are
+    for code without an event loop, such as a pytest fixture for a whole session.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EmbeddedServers:
 
     @property
     def database_url(self) -> str:
-        """For psycopg; SQLAlchemy takes it with `postgresql+psycopg:` in front. A restart does not change it."""
+        """For psycopg; SQLAlchemy takes it with `postgresql+psycopg:` in front. A restart keeps it."""
         return self._the_postgres().url
 
     @property

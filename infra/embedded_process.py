@@ -25,7 +25,7 @@ _DEATH_SECONDS = 5.0
 _LOG_TAIL_BYTES = 4096
 _LOG_TAIL_LINES = 20
 _LOG_LIMIT_BYTES = 8 * 1024 * 1024
-_TELLING = re.compile(r"FATAL|PANIC|ERROR|error:|can't|No space|# ")
+_TELLING = re.compile(r"FATAL|PANIC|ERROR|error:|can't|No space|# (?!WARNING Memory)")
 
 
 class Deadline:
@@ -194,9 +194,8 @@ class EmbeddedServer(abc.ABC):
             while (strays := [process for process in strays if _is_alive(process)]) and not deadline.passed:
                 deadline.pause()
         if strays:
-            raise EmbeddedError(
-                f"process {strays[0].pid} still works in {self.data} and does not die of SIGKILL; look at dmesg"
-            )
+            stray = strays[0].pid
+            raise EmbeddedError(f"process {stray} in {self.data} does not die of SIGKILL; look at dmesg")
 
     def _spawn(self, deadline: Deadline) -> None:
         self._kill_strays()

@@ -22,10 +22,16 @@ def upgrade(url: str, schema: str, scripts: Path) -> None:
     Raises `StartError` when the server cannot be reached or the schema is of a newer release.
     """
     if version_is_unknown(url, schema, scripts):
-        raise StartError(
-            f"schema {schema} is of a newer release; start that release, or restore a backup"
-        )
+        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
     alembic.command.upgrade(_config(url, schema, scripts), "head")
+
+
+def require_current(url: str, schema: str, scripts: Path) -> None:
+    """Raise `StartError` when the schema is of another release, or the server cannot be reached."""
+    if version_is_unknown(url, schema, scripts):
+        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
+    if pending(url, schema, scripts):
+        raise StartError(f"schema {schema} lacks migrations of this release; run `smsbill migrate`")
 
 
 def pending(url: str, schema: str, scripts: Path) -> bool:

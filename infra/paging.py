@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from infra.errors import invalid, invalid_fields
+from infra.errors import Refusal, invalid, invalid_fields
 
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
@@ -30,4 +30,21 @@ def decode_token(token: str) -> str:
     try:
         return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise invalid_fields({"page_token": "must be a next_page_token of this call"}) from None
+        raise _not_ours() from None
+
+
+def _not_ours() -> Refusal:
+    return invalid_fields({"page_token": "must be a next_page_token of this call"})
+
+
+def decode_number(token: str) -> int:
+    """The number that a token holds; 0 for an empty token. Raises INVALID_ARGUMENT for a token that is none of ours."""
+    key = decode_token(token)
+    if key and not (key.isdecimal() and len(key) <= 18):
+        raise _not_ours()
+    return int(key or 0)
+
+
+def next_token(key: str) -> str:
+    """The token of the page after `key`; empty for an empty key: there is none."""
+    return encode_token(key) if key else ""

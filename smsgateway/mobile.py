@@ -36,8 +36,8 @@ def normalize_mobile(raw: str, default_region: str = "CN") -> str:
     default region is CN. Any other number must be E.164: an optional plus and 8 to 15 digits, country code first.
     A number with the country code 86 must be a mobile number, since no other can receive a message.
 
-    Without a plus, eleven digits ``1[3-9]…`` are always read as Chinese with the default region CN: write numbers of
-    North America (country code 1) with their plus.
+    With the default region CN, digits that begin with 1 and have no plus are a national Chinese number or nothing: a
+    Chinese number with a digit too few must not become one of North America (country code 1), which needs its plus.
 
     Args:
         raw: the number as a person or a program wrote it.
@@ -66,6 +66,8 @@ def normalize_mobile(raw: str, default_region: str = "CN") -> str:
         raise InvalidMobile("begins with 0; write the country code without an international prefix")
     if not _E164_DIGITS.fullmatch(digits):
         raise InvalidMobile("E.164 numbers have 8 to 15 digits, country code included")
+    if default_region == "CN" and number.startswith("1"):
+        raise InvalidMobile("a mobile number of China has 11 digits and begins with 13 to 19; others need a plus")
     if digits.startswith("86") and not _DOMESTIC.fullmatch(digits, 2):
         raise InvalidMobile("a mobile number of China has 11 digits after 86 and begins with 13 to 19")
     return "+" + digits

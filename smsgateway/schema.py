@@ -186,6 +186,7 @@ dispatch = Table(
     Column("failed_count", Integer, nullable=False, server_default="0"),  # of a partial outcome
     Column("attempts", SmallInteger, nullable=False, server_default="0"),
     _moment("not_before", nullable=True),
+    _moment("retry_since", nullable=True),  # first time that the carrier surely did not accept it
     _moment("created_at"),
     _moment("submitting_at", nullable=True),
     _moment("changed_at"),
@@ -197,6 +198,7 @@ dispatch = Table(
         name="dispatch_paid_before_submitted",
     ),
     Index("dispatch_progress", "state", "changed_at"),
+    Index("dispatch_not_before", "not_before", postgresql_where=text("not_before is not null")),
     Index("dispatch_batch", "brand_id", "batch_id", postgresql_where=text("batch_id is not null")),
     postgresql_with={"fillfactor": "70"},
 )

@@ -1,7 +1,7 @@
 """What the gateway and its workers ask of a carrier, whoever it is.
 
-The one question that decides about money is *what became of this call*: a message is sent at most once, refunded when it
-was refused, and held when nobody knows. So a call never raises for what a carrier or a network does: it returns a
+The one question that decides about money is *what became of this call*: a message is sent at most once, refunded when
+it was refused, and held when nobody knows. So a call never raises for what a carrier or a network does: it returns a
 `CallOutcome` whose `Verdict` answers just that question.
 
 A carrier's own spellings (numbers, times, codes) end at its adapter: numbers are E.164 on this side, times are aware.
@@ -16,7 +16,9 @@ from typing import Final, Protocol
 
 from smsgateway.mobile import mask_mobile
 
-_CALL_ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,64}")
+CALL_ID: Final = re.compile(r"[!-~]{1,64}")
+"""A call id: printable ASCII without spaces, so that it survives JSON, queries and the carrier's database."""
+
 _NUMBER_LIKE: Final = re.compile(r"\+?[0-9]{7,}")
 _DETAIL_CHARACTERS_MAX: Final = 200
 
@@ -48,7 +50,7 @@ class SingleCall:
     """One text to one number.
 
     Attributes:
-        call_id: our id of this call, 1 to 64 of ``A-Z a-z 0-9 _ -``; receipts bring it back.
+        call_id: our id of this call, as `CALL_ID`; receipts bring it back.
         mobile: the receiver in E.164.
         text: the whole text, signature included.
     """
@@ -58,7 +60,7 @@ class SingleCall:
     text: str
 
     def __post_init__(self) -> None:
-        assert _CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
+        assert CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class BatchCall:
     """One text to many numbers, with one call and one answer.
 
     Attributes:
-        call_id: our id of this call, 1 to 64 of ``A-Z a-z 0-9 _ -``; each receipt brings it back.
+        call_id: our id of this call, as `CALL_ID`; each receipt brings it back.
         mobiles: the receivers in E.164, at least one and none twice: a receipt is known by call and number. At most
             `CarrierLimits.max_batch`.
         text: the whole text, signature included.
@@ -77,7 +79,7 @@ class BatchCall:
     text: str
 
     def __post_init__(self) -> None:
-        assert _CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
+        assert CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
         assert self.mobiles, "a batch without numbers"
         assert len(set(self.mobiles)) == len(self.mobiles), "a number twice in one batch"
 

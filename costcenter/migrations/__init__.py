@@ -1,0 +1,20 @@
+"""Migrations of the ledger's schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from costcenter.schema import SCHEMA
+from infra import migration
+
+SCRIPTS = Path(__file__).parent
+
+
+def migrate(url: str) -> None:
+    """Bring the ledger's schema to this release's version; raises `StartError` as `infra.migration.upgrade` does."""
+    migration.upgrade(url, SCHEMA, SCRIPTS)
+
+
+def require_current(url: str) -> None:
+    """Raise `StartError` unless the schema is of this release."""
+    migration.require_current(url, SCHEMA, SCRIPTS)

@@ -1,0 +1,49 @@
+"""Set-based statements for many rows of one table: a parameter per column, whatever the number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from infra import arrays
+
+_LITERALS: dict[str, Callable[[Iterable[Any]], str]] = {
+    "bigint": arrays.integers,
+    "integer": arrays.integers,
+    "smallint": arrays.integers,
+    "numeric": arrays.integers,
+    "text": arrays.texts,
+    "timestamptz": arrays.moments,
+    "boolean": arrays.booleans,
+    "bytea": arrays.binaries,
+    "bigint[]": lambda values: arrays.texts([arrays.integers(value) for value in values]),
+    "smallint[]": lambda values: arrays.texts([arrays.integers(value) for value in values]),
+}
+
+
+class Bulk:
+    """Statements that insert or update rows of a table, given as tuples in the order of `columns`.
+
+    Parameters: `table` with its schema; `columns` names and PostgreSQL types; `keys` how many of the first columns are
+    the key that `update` finds its rows by.
+    """
+
+    def __init__(self, table: str, columns: dict[str, str], *, keys: int) -> None:
+        names = list(columns)
+        types = list(columns.values())
+        self._literals = [_LITERALS[type_] for type_ in types]
+        # An array of arrays would be taken apart to its last element, so a column of arrays travels as text.
+        arrays_ = ", ".join(f"%s::{'text' if type_.endswith('[]') else type_}[]" for type_ in types)
+        values = [f"v.{name}::{type_}" if type_.endswith("[]") else f"v.{name}" for name, type_ in columns.items()]
+        source = f"unnest({arrays_}) as v({', '.join(names)})"
+        self.insert = f"insert into {table} ({', '.join(names)}) select {', '.join(values)} from {source}"  # noqa: S608
+        key = " and ".join(f"t.{name} = v.{name}" for name in names[:keys])
+        self.join = f"from {source}"
+        assignments = ", ".join(f"{name} = {value}" for name, value in zip(names[keys:], values[keys:], strict=True))
+        self.update = f"update {table} as t set {assignments} from {source} where {key}"  # noqa: S608
+        excluded = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
+        self.upsert = f"{self.insert} on conflict ({', '.join(names[:keys])}) do update set {excluded}"
+
+    def parameters(self, rows: Sequence[Sequence[Any]]) -> list[str]:
+        """The statement's parameters for some rows, at least one."""
+        return [literal(column) for literal, column in zip(self._literals, zip(*rows, strict=True), strict=True)]

@@ -1,0 +1,214 @@
+"""What callers ask for, translated and validated. Every violated field of a call is named at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+
+import grpc
+
+from infra.errors import Refusal, invalid_fields
+from infra.identifiers import brand_of
+from protos.smsgateway.v1 import sms_gateway_pb2
+from smsgateway.accepting import Single
+from smsgateway.batch_accepting import Batch
+from smsgateway.metrics import TYPE_NAMES
+from smsgateway.mobile import DOMESTIC_PREFIX, InvalidMobile, mask_mobile, normalize_mobile
+from smsgateway.segmentation import SegmentCount, SegmentRule, count_segments, count_segments_by_rule
+from smsgateway.settings import Settings
+
+_REQUEST_ID_CHARACTERS_MAX = 64
+_RAW_MOBILE_SHOWN = 32
+# Recipients handled before other calls get their turn; one part of a stream may hold all of them.
+_RECIPIENTS_PER_TURN = 1_000
+
+Violations = dict[str, str]
+
+
+def required_brand(brand_id: int, *, field: str = "brand_id") -> int:
+    """The brand of a call. Raises INVALID_ARGUMENT for a number below 1."""
+    if brand_id < 1:
+        raise invalid_fields({field: "must be at least 1"})
+    return brand_id
+
+
+def identified_brand(identifier: str, missing: Refusal) -> int:
+    """The brand that an identifier carries. Raises `missing` for a text that is no identifier."""
+    brand_id = brand_of(identifier)
+    if not brand_id:
+        raise missing
+    return brand_id
+
+
+def single(request: sms_gateway_pb2.SendSmsRequest, settings: Settings) -> Single:
+    """The message of a call. Raises INVALID_ARGUMENT with every field that breaks its rule."""
+    violations: Violations = {}
+    _check_request_id(request.request_id, "request_id", violations)
+    _check_type(request.sms_type, "sms_type", violations)
+    text = request.text
+    _check_text(text, "text", violations, settings)
+    mobile = ""
+    try:
+        mobile = normalize_mobile(request.mobile)
+    except InvalidMobile as error:
+        violations["mobile"] = error.rule
+    if violations:
+        raise invalid_fields(violations)
+    segments = count_segments(text, mobile).segments
+    return Single(request.brand_id, request.request_id, request.sms_type, mobile, text, segments)
+
+
+def counted(request: sms_gateway_pb2.CountSegmentsRequest, settings: Settings) -> SegmentCount:
+    """The segments of a text. Raises INVALID_ARGUMENT with every field that breaks its rule."""
+    violations: Violations = {}
+    _check_text(request.text, "text", violations, settings)
+    mobile = DOMESTIC_PREFIX
+    if request.mobile:
+        try:
+            mobile = normalize_mobile(request.mobile)
+        except InvalidMobile as error:
+            violations["mobile"] = error.rule
+    if violations:
+        raise invalid_fields(violations)
+    return count_segments(request.text, mobile)
+
+
+def listed_mobile(mobile: str) -> str:
+    """A number to filter by, in E.164; empty stays empty. Raises INVALID_ARGUMENT."""
+    if not mobile:
+        return ""
+    try:
+        return normalize_mobile(mobile)
+    except InvalidMobile as error:
+        raise invalid_fields({"mobile": error.rule}) from None
+
+
+def listed_identifier(identifier: str, brand_id: int, field: str, rule: str) -> str:
+    """An identifier of a brand to filter by; empty stays empty. Raises INVALID_ARGUMENT with the rule."""
+    if identifier and brand_of(identifier) != brand_id:
+        raise invalid_fields({field: rule})
+    return identifier
+
+
+def batch_header(header: sms_gateway_pb2.BatchHeader, settings: Settings) -> None:
+    """Check a header. Raises INVALID_ARGUMENT with every field that breaks its rule."""
+    violations: Violations = {}
+    _check_request_id(header.request_id, "header.request_id", violations)
+    _check_type(header.sms_type, "header.sms_type", violations)
+    _check_text(header.text, "header.text", violations, settings)
+    if not 0 <= header.recipient_count <= settings.batch_recipients_max:
+        violations["header.recipient_count"] = f"must be 0 to {settings.batch_recipients_max}"
+    if violations:
+        raise invalid_fields(violations)
+
+
+class BatchReader:
+    """Reads the recipients of a batch and sorts the good from the bad."""
+
+    def __init__(self, header: sms_gateway_pb2.BatchHeader, settings: Settings) -> None:
+        self._header = header
+        self._settings = settings
+        self._limit = header.recipient_count or settings.batch_recipients_max
+        # A dictionary is a set that keeps its order.
+        self._mobiles: dict[str, None] = {}
+        self._bad: list[sms_gateway_pb2.BadRecipient] = []
+        self._bad_count = 0
+        self._read = 0
+        self._digest = hashlib.sha256(f"{header.sms_type:d}\0{header.text}\0".encode())
+
+    async def read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest]) -> Batch:
+        """Read to the end of the stream.
+
+        Raises INVALID_ARGUMENT: TOO_MANY_RECIPIENTS, NO_VALID_RECIPIENT, or BAD_REQUEST for a second header, an empty
+        part, or another number of recipients than announced.
+        """
+        async for part in parts:
+            if part.WhichOneof("part") != "recipients":
+                raise invalid_fields({"part": "must be recipients after the header"})
+            mobiles = part.recipients.mobiles
+            self._check_count(self._read + len(mobiles))
+            for start in range(0, len(mobiles), _RECIPIENTS_PER_TURN):
+                self._take(mobiles[start : start + _RECIPIENTS_PER_TURN])
+                await asyncio.sleep(0)
+        return self._batch()
+
+    def _check_count(self, count: int) -> None:
+        if count <= self._limit:
+            return
+        if self._header.recipient_count:
+            raise self._other_count(f"more than {self._limit}")
+        raise Refusal(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "TOO_MANY_RECIPIENTS",
+            f"a batch has at most {self._limit} recipients; send several",
+            metadata={"limit": str(self._limit)},
+        )
+
+    def _other_count(self, came: str) -> Refusal:
+        rule = f"announces {self._header.recipient_count} recipients, but {came} came"
+        return invalid_fields({"header.recipient_count": rule})
+
+    def _take(self, mobiles: list[str]) -> None:
+        # Numbers have no NUL, and what has one is told apart by its length before it.
+        self._digest.update("".join([f"{len(mobile)}:{mobile}\0" for mobile in mobiles]).encode())
+        known = self._mobiles
+        for index, raw in enumerate(mobiles, self._read):
+            try:
+                mobile = normalize_mobile(raw)
+            except InvalidMobile:
+                self._refuse(index, raw, "INVALID_NUMBER")
+                continue
+            if mobile in known:
+                self._refuse(index, raw, "DUPLICATE_NUMBER")
+            else:
+                known[mobile] = None
+        self._read += len(mobiles)
+
+    def _refuse(self, index: int, raw: str, reason: str) -> None:
+        self._bad_count += 1
+        if len(self._bad) < self._settings.batch_bad_listed_max:
+            shown = mask_mobile(raw[:_RAW_MOBILE_SHOWN])
+            self._bad.append(sms_gateway_pb2.BadRecipient(index=index, mobile=shown, reason=reason))
+
+    def _batch(self) -> Batch:
+        header = self._header
+        if header.recipient_count and header.recipient_count != self._read:
+            raise self._other_count(str(self._read))
+        if not self._mobiles:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "NO_VALID_RECIPIENT",
+                "the batch has no recipient that can be sent to",
+                metadata={"bad_recipients": str(self._bad_count)},
+            )
+        return Batch(
+            brand_id=header.brand_id,
+            request_id=header.request_id,
+            sms_type=header.sms_type,
+            text=header.text,
+            mobiles=list(self._mobiles),
+            domestic_segments=count_segments_by_rule(header.text, SegmentRule.DOMESTIC).segments,
+            international_segments=count_segments_by_rule(header.text, SegmentRule.INTERNATIONAL).segments,
+            domestic_prefix=DOMESTIC_PREFIX,
+            bad=self._bad,
+            bad_count=self._bad_count,
+            fingerprint=self._digest.digest(),
+        )
+
+
+def _check_request_id(request_id: str, field: str, violations: Violations) -> None:
+    if not 0 < len(request_id) <= _REQUEST_ID_CHARACTERS_MAX or not request_id.isprintable():
+        violations[field] = f"must be 1 to {_REQUEST_ID_CHARACTERS_MAX} printable characters"
+
+
+def _check_type(sms_type: int, field: str, violations: Violations, names: Mapping[int, str] = TYPE_NAMES) -> None:
+    if sms_type not in names:
+        violations[field] = "must be verification (1), notification (2) or marketing (3)"
+
+
+def _check_text(text: str, field: str, violations: Violations, settings: Settings) -> None:
+    if not 0 < len(text) <= settings.text_characters_max:
+        violations[field] = f"must have 1 to {settings.text_characters_max} characters"
+    elif "\0" in text:
+        violations[field] = "must not hold the character NUL"

@@ -1,0 +1,274 @@
+"""Accepting batches, whole or not at all, and cancelling them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from infra.database import Connection, Database
+from infra.errors import Refusal, idempotency_conflict, not_found, overloaded, unavailable
+from infra.identifiers import IdentifierSource
+from protos.costcenter.v1 import cost_center_pb2
+from protos.smsgateway.v1 import sms_gateway_pb2
+from smsgateway.dispatch_queue import DispatchQueue
+from smsgateway.ledger_client import LedgerClient, Unsettled
+from smsgateway.queues import QueueItem
+from smsgateway.schema import Mode, OutboxKind
+from smsgateway.settings import Settings
+from smsgateway.settling import freeze_request, now_ms, release_owed
+from smsgateway.store import accepting as store
+from smsgateway.store import outbox
+from smsgateway.store.accepting import (
+    Abandoned,
+    Accepted,
+    BatchRows,
+    CancelledDispatch,
+    CancelledMessage,
+    Key,
+    NewBatch,
+    NewChunk,
+)
+from smsgateway.store.outbox import OutboxRow
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that a caller asks for, read whole and validated.
+
+    `mobiles` are in E.164, none twice; `segments` the segments of each by whether it is domestic; `bad` what was
+    refused of the recipients, the first of them; `fingerprint` what tells this content from another under the same
+    request_id.
+    """
+
+    brand_id: int
+    request_id: str
+    sms_type: int
+    text: str
+    mobiles: Sequence[str]
+    domestic_segments: int
+    international_segments: int
+    domestic_prefix: str
+    bad: Sequence[sms_gateway_pb2.BadRecipient]
+    bad_count: int
+    fingerprint: bytes
+
+    def segments_of(self, mobile: str) -> int:
+        """Segments of the message to a number."""
+        return self.domestic_segments if mobile.startswith(self.domestic_prefix) else self.international_segments
+
+    def segments(self) -> int:
+        """Segments of all messages."""
+        domestic = sum(1 for mobile in self.mobiles if mobile.startswith(self.domestic_prefix))
+        return domestic * self.domestic_segments + (len(self.mobiles) - domestic) * self.international_segments
+
+
+class BatchAcceptor:
+    """Accepts batches."""
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: LedgerClient,
+        queue: DispatchQueue,
+        identifiers: IdentifierSource,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._queue = queue
+        self._identifiers = identifiers
+        self._settings = settings
+        self._under_way = 0
+
+    def enter(self) -> _Place:
+        """Take a place among the batches under way (a context manager), before the stream is read.
+
+        Raises RESOURCE_EXHAUSTED (OVERLOADED) when `batches_max` are.
+        """
+        if self._under_way >= self._settings.batches_max:
+            raise overloaded("the place for batches", self._settings.batches_max)
+        return _Place(self)
+
+    async def send(self, batch: Batch) -> tuple[sms_gateway_pb2.SendBatchSmsResponse, bool]:
+        """Accept a batch; return the reply and whether it was given before.
+
+        Raises as `SingleAcceptor.send`. A caller who is gone before the end may leave a freeze; after
+        `accepting_seconds` it is undone, unless the caller comes again with the same request_id.
+        """
+        new_id = self._identifiers.new(batch.brand_id, now_ms())
+        key = Key(batch.brand_id, Mode.BATCH, batch.request_id, new_id, batch.fingerprint)
+        record = NewBatch(
+            batch.brand_id,
+            new_id,
+            batch.request_id,
+            batch.sms_type,
+            batch.text,
+            len(batch.mobiles),
+            batch.segments(),
+        )
+        async with self._database.connection() as connection:
+            if await store.insert_keys(connection, [key]):
+                await store.insert_batch(connection, record)
+                found = None
+            else:
+                found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
+                if found is None:
+                    raise unavailable("the first call of this request_id has just ended; call again")
+        if found is not None:
+            if found.fingerprint != batch.fingerprint:
+                raise idempotency_conflict(batch.request_id)
+            if found.reply is not None:
+                return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply), True
+            key = Key(key.brand_id, key.operation, key.request_id, found.target_id, key.fingerprint)
+            record = NewBatch(
+                record.brand_id,
+                found.target_id,
+                record.request_id,
+                record.sms_type,
+                record.text,
+                record.accepted,
+                record.segments,
+            )
+        return await self._settle(batch, key, record), found is not None
+
+    async def _settle(self, batch: Batch, key: Key, record: NewBatch) -> sms_gateway_pb2.SendBatchSmsResponse:
+        try:
+            frozen = await self._ledger.freeze(
+                freeze_request(
+                    Abandoned(record.brand_id, record.batch_id, record.request_id, record.sms_type, record.segments)
+                )
+            )
+        except Unsettled:
+            raise
+        except Refusal as refusal:
+            return await self._forget(key, refusal)
+        reply = sms_gateway_pb2.SendBatchSmsResponse(
+            batch_id=record.batch_id,
+            order_no=frozen.order_no,
+            accepted=record.accepted,
+            segments=record.segments,
+            bad_recipients=batch.bad,
+            bad_recipient_count=batch.bad_count,
+        )
+        accepted = Accepted(
+            key.brand_id, Mode.BATCH, key.request_id, key.target_id, frozen.order_no, reply.SerializeToString()
+        )
+        async with self._database.connection() as connection:
+            # Locked first: whoever undoes abandoned batches waits, and then finds it accepted.
+            created_at = await store.accept_batch(connection, accepted)
+            if created_at is None:
+                return await self._accepted_elsewhere(connection, key, frozen.order_no)
+            rows = BatchRows(record, frozen.order_no, created_at)
+            chunks: list[NewChunk] = []
+            async with store.copying_messages(connection) as copy:
+                for chunk, messages in self._chunks(batch):
+                    chunks.append(chunk)
+                    await copy.write(rows.text(chunk.dispatch_id, messages))
+                    # A hundred chunks in a row would hold up every other call.
+                    await asyncio.sleep(0)
+            await store.insert_chunks(connection, record, frozen.order_no, chunks)
+        await self._queue.push(
+            [QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id) for chunk in chunks]
+        )
+        return reply
+
+    def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
+        at_ms, step = now_ms(), self._settings.batch_chunk_messages
+        new = self._identifiers.new
+        for start in range(0, len(batch.mobiles), step):
+            messages = [
+                (new(batch.brand_id, at_ms), mobile, batch.segments_of(mobile))
+                for mobile in batch.mobiles[start : start + step]
+            ]
+            segments = sum(segments for _, _, segments in messages)
+            yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments), messages
+
+    async def _forget(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
+        async with self._database.connection() as connection:
+            if await store.delete_accepting_batches(connection, [key]):
+                raise refusal
+            found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
+        if found is None or found.target_id != key.target_id or found.reply is None:
+            raise refusal
+        return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply)
+
+    async def _accepted_elsewhere(
+        self, connection: Connection, key: Key, order_no: str
+    ) -> sms_gateway_pb2.SendBatchSmsResponse:
+        """Another call of the same request_id has accepted the batch, or it was undone as abandoned."""
+        found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
+        if found is not None and found.target_id == key.target_id and found.reply is not None:
+            return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply)
+        await outbox.insert(connection, [release_owed(self._identifiers, key.brand_id, order_no)], hold_seconds=0)
+        # The release must be committed although the call fails.
+        await connection.commit()
+        raise unavailable("the batch took too long and was undone; call again with the same request_id")
+
+
+class _Place:
+    """One of the `batches_max` places."""
+
+    def __init__(self, acceptor: BatchAcceptor) -> None:
+        self._acceptor = acceptor
+
+    def __enter__(self) -> None:
+        self._acceptor._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._acceptor._under_way -= 1
+
+
+class BatchCanceller:
+    """Cancels batches."""
+
+    def __init__(self, database: Database, identifiers: IdentifierSource) -> None:
+        self._database = database
+        self._identifiers = identifiers
+
+    async def cancel(self, brand_id: int, batch_id: str) -> sms_gateway_pb2.CancelBatchResponse:
+        """Cancel what is still queued of a batch and owe its segments back. Raises NOT_FOUND (BATCH_NOT_FOUND)."""
+        async with self._database.connection() as connection:
+            messages_in_all = await store.mark_batch_cancelled(connection, brand_id, batch_id)
+            if messages_in_all is None:
+                raise not_found("BATCH_NOT_FOUND", "there is no such batch")
+            dispatches = await store.cancel_dispatches(connection, brand_id, batch_id)
+            messages: list[CancelledMessage] = []
+            if dispatches:
+                messages = await store.cancel_messages(connection, brand_id, dispatches)
+                await outbox.insert(connection, self._owed(brand_id, dispatches, messages), hold_seconds=0)
+            cancelled_in_all = await store.count_cancelled(connection, brand_id, batch_id)
+        return sms_gateway_pb2.CancelBatchResponse(
+            cancelled=len(messages), not_cancelled=messages_in_all - cancelled_in_all
+        )
+
+    def _owed(
+        self, brand_id: int, dispatches: Sequence[CancelledDispatch], messages: Sequence[CancelledMessage]
+    ) -> list[OutboxRow]:
+        """A release per freeze for what is not paid, a refund per payment for what is."""
+        unpaid: dict[str, int] = {}
+        payments: dict[str, str] = {}
+        for dispatch in dispatches:
+            if dispatch.payment_no is None:
+                unpaid[dispatch.order_no] = unpaid.get(dispatch.order_no, 0) + dispatch.segments
+            else:
+                payments[dispatch.dispatch_id] = dispatch.payment_no
+        owed = [release_owed(self._identifiers, brand_id, order_no, segments) for order_no, segments in unpaid.items()]
+        failed: dict[str, list[cost_center_pb2.FailedMessage]] = {}
+        for message in messages:
+            payment_no = payments.get(message.dispatch_id)
+            if payment_no is not None:
+                failed.setdefault(payment_no, []).append(
+                    cost_center_pb2.FailedMessage(message_id=message.message_id, segments=message.segments)
+                )
+        for payment_no, failed_messages in failed.items():
+            outbox_id = self._identifiers.new(brand_id, now_ms())
+            request = cost_center_pb2.SmsSendStatusCallBackRequest(
+                brand_id=brand_id, request_id=outbox_id, payment_no=payment_no, failed=failed_messages
+            )
+            owed.append(OutboxRow(brand_id, outbox_id, OutboxKind.SEND_STATUS, request.SerializeToString()))
+        return owed

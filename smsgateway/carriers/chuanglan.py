@@ -1,0 +1,453 @@
+"""Chuanglan 创蓝 253 over HTTP.
+
+Source: the vendor's API document v1.2.0 and its pages on balance, push and access, as gathered in CARRIERS.md. JSON
+both ways; every answer that the API itself gives has HTTP status 200 and a ``code``, 0 for accepted. The API has no
+idempotent send, so the adapter never repeats a request by itself and calls everything unknown that is not surely known:
+
+* no connection (refused, no such host, TLS failed, none free in time): no byte of the request left → RETRY;
+* a documented code → as `SUBMIT_CODES` says;
+* HTTP 429 → RETRY; a moved or forbidden address (301, 307, 308, 401, 403, 404, 405, 407) → STOP_ACCOUNT, because the
+  server says that it did not take the request and nothing but a change of settings can help;
+* everything else (no answer in time, connection lost, other statuses, other codes, no JSON) → UNKNOWN.
+
+Numbers go out in the national form of 11 digits, so only mobile numbers of mainland China can be sent this way: the
+digits of a foreign number may be those of a domestic one (+1 380 555 1234 and 138 0555 1234).
+"""
+
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from smsgateway.carriers.base import (
+    CALL_ID,
+    BatchCall,
+    CallOutcome,
+    CarrierError,
+    CarrierLimits,
+    CarrierReceipt,
+    MalformedReceipt,
+    ReceiptNotAuthentic,
+    ReceiptState,
+    SingleCall,
+    Verdict,
+    loggable,
+    printable,
+)
+from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
+
+SUBMIT_CODES: Final[Mapping[str, tuple[Verdict, str]]] = {
+    "0": (Verdict.ACCEPTED, "accepted"),
+    "101": (Verdict.STOP_ACCOUNT, "no such account"),
+    "102": (Verdict.STOP_ACCOUNT, "wrong password"),
+    "103": (Verdict.RETRY, "submitted too fast"),
+    "104": (Verdict.RETRY, "system busy"),
+    "105": (Verdict.REFUSED, "sensitive word in the text"),
+    "106": (Verdict.REFUSED, "wrong length of the text"),
+    "107": (Verdict.BAD_NUMBER, "bad number"),
+    # With more than one number the carrier's limit is lower than our setting, which halving the call cures.
+    "108": (Verdict.BAD_NUMBER, "too many numbers or none"),
+    "109": (Verdict.STOP_ACCOUNT, "no credit at the carrier"),
+    "110": (Verdict.RETRY, "outside the hours of sending"),
+    "113": (Verdict.REFUSED, "extension code breaks its format"),
+    "114": (Verdict.REFUSED, "parameter groups break their format"),
+    "116": (Verdict.REFUSED, "signature not allowed or missing"),
+    "117": (Verdict.STOP_ACCOUNT, "our address is not on the carrier's list"),
+    "118": (Verdict.STOP_ACCOUNT, "the account lacks the permission"),
+    "119": (Verdict.STOP_ACCOUNT, "the account has expired"),
+    "120": (Verdict.STOP_ACCOUNT, "daily limit against theft reached"),
+    "123": (Verdict.REFUSED, "wrong type of message"),
+    "124": (Verdict.REFUSED, "no white template matches"),
+    "125": (Verdict.REFUSED, "matches a rejected template"),
+    "127": (Verdict.REFUSED, "sendtime breaks its format"),
+    "128": (Verdict.REFUSED, "wrong character encoding"),
+    "129": (Verdict.REFUSED, "not JSON"),
+    "130": (Verdict.REFUSED, "wrong parameters"),
+}
+"""Verdict and meaning of every documented submit code. A code that is not here says nothing sure: UNKNOWN."""
+
+PENDING_STATES: Final = frozenset({"UNKNOWN", "ACCEPTD", "ENROUTE"})
+DELIVERED_STATE: Final = "DELIVRD"
+
+RECEIPT_ACKNOWLEDGED: Final = b'{"clcode":"000000"}'
+"""The body that tells Chuanglan that a pushed receipt is ours now."""
+RECEIPT_AGAIN: Final = b'{"clcode":"111111"}'
+"""The body that asks Chuanglan to push the receipt again (three tries in all, a minute apart)."""
+
+# China has kept one time, without summer time, since 1992; a fixed offset needs no time zone files.
+CHINA_TIME: Final = timezone(timedelta(hours=8), "Asia/Shanghai")
+
+_SUBMIT_PATHS: Final = ("/msg/send/json", "/msg/v1/send/json")
+_BALANCE_PATH: Final = "/msg/balance/json"
+_NOT_TAKEN_STATUSES: Final = frozenset({301, 307, 308, 401, 403, 404, 405, 407})
+_TOO_MANY_REQUESTS: Final = 429
+_ANSWER_BYTES_MAX: Final = 65_536
+_RETRY_AFTER_S: Final[Mapping[str, float]] = {"103": 1.0, "104": 5.0}
+_RETRY_AFTER_S_MAX: Final = 3_600.0
+
+_MESSAGE_ID: Final = re.compile(r"[!-~]{1,64}")
+_STATUS: Final = re.compile(r"[!-~]{1,32}")
+_TIME: Final = re.compile(r"[0-9]{10}|[0-9]{12}")
+_LENGTH: Final = re.compile(r"[0-9]{1,3}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChuanglanConfig:
+    """One account at Chuanglan.
+
+    Attributes:
+        account_id: our own name of the account, as it stands in records.
+        base_url: address given with the account, commonly ``https://smssh1.253.com``; may hold a path before the API's.
+        account: the API account (not the one of the console).
+        password: the API password.
+        receiver: user name that pushed receipts carry; empty (the vendor's default) when none was agreed.
+        push_password: the same for their password, ``pswd``.
+        path: ``/msg/send/json``, or ``/msg/v1/send/json`` for accounts on the newer version.
+        connect_timeout_s: seconds to get a connection, waiting for a free one included.
+        total_timeout_s: seconds for a whole call; after that its outcome is unknown.
+        connections_max: connections at a time, kept open between calls.
+        idle_connection_s: seconds after which an unused connection is closed. Must be shorter than the server's own
+            (nginx: 75), since a call that meets a connection just closed ends as unknown.
+        batch_numbers_max: numbers in one call; 1,000 by the vendor's pages, lower by some contracts.
+        text_characters_max: characters of a text; 536 = 8 x 67.
+        closed_hours_delay_s: seconds to wait after code 110, outside the hours of sending.
+    """
+
+    account_id: str
+    base_url: str
+    account: str
+    password: str = field(repr=False)
+    receiver: str = ""
+    push_password: str = field(default="", repr=False)
+    path: str = "/msg/send/json"
+    connect_timeout_s: float = 3.0
+    total_timeout_s: float = 10.0
+    connections_max: int = 32
+    idle_connection_s: float = 15.0
+    batch_numbers_max: int = 1_000
+    text_characters_max: int = 536
+    closed_hours_delay_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("base_url must be http(s)://host[:port][/path]")
+        if parts.username is not None:
+            raise ValueError("base_url must not hold credentials")
+        if not self.path.startswith("/"):
+            raise ValueError(f"path must begin with a slash; known are {', '.join(_SUBMIT_PATHS)}")
+        if not self.account_id or not self.account:
+            raise ValueError("account_id and account must not be empty")
+        if not 0 < self.connect_timeout_s <= self.total_timeout_s:
+            raise ValueError("timeouts must be positive, connect_timeout_s at most total_timeout_s")
+        for name in ("connections_max", "idle_connection_s", "batch_numbers_max", "text_characters_max"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.closed_hours_delay_s < 0:
+            raise ValueError("closed_hours_delay_s must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An HTTP answer that was read to its end; `fields` is None when its body is no JSON object."""
+
+    status: int
+    fields: Mapping[str, Any] | None
+    retry_after_s: float | None
+
+    @property
+    def code(self) -> str | None:
+        """The API's code as decimal digits, whether it came as a number or a string; None when there is none."""
+        return _normalize_code(self.fields.get("code")) if self.fields is not None else None
+
+    @property
+    def explanation(self) -> str:
+        """The API's own words, fit for logs."""
+        words = self.fields.get("errorMsg") if self.fields is not None else None
+        return loggable(words) if isinstance(words, str) else ""
+
+
+class ChuanglanCarrier:
+    """`Carrier` for one Chuanglan account. Connections are opened at the first call and reused."""
+
+    def __init__(self, config: ChuanglanConfig) -> None:
+        self._config = config
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self._limits = CarrierLimits(
+            max_text_characters=config.text_characters_max,
+            max_batch=config.batch_numbers_max,
+            call_timeout_s=config.total_timeout_s,
+        )
+
+    @property
+    def account_id(self) -> str:
+        """Our name of the account."""
+        return self._config.account_id
+
+    @property
+    def limits(self) -> CarrierLimits:
+        """What one call may hold and how long it may take."""
+        return self._limits
+
+    async def send_single(self, call: SingleCall) -> CallOutcome:
+        """Send one text to one number; see `Carrier.send_single`."""
+        return await self._send(call.call_id, (call.mobile,), call.text)
+
+    async def send_batch(self, call: BatchCall) -> CallOutcome:
+        """Send one text to many numbers with one call; see `Carrier.send_batch`."""
+        assert len(call.mobiles) <= self._limits.max_batch, "a batch beyond the carrier's limit"
+        return await self._send(call.call_id, call.mobiles, call.text)
+
+    async def balance(self) -> int:
+        """Segments left at Chuanglan.
+
+        Raises:
+            CarrierError: no answer, a refusal, or an answer that is no number.
+        """
+        body = orjson.dumps({"account": self._config.account, "password": self._config.password})
+        try:
+            answer = await self._post(_BALANCE_PATH, body)
+        except Exception as error:
+            raise CarrierError(f"balance: {_describe(error)}") from error
+        code = answer.code
+        if answer.status != 200 or answer.fields is None or code is None:
+            raise CarrierError(f"balance: HTTP status {answer.status} without a code")
+        if code != "0":
+            meaning = SUBMIT_CODES.get(code, (None, "undocumented code"))[1]
+            raise CarrierError(f"balance: {meaning} {answer.explanation}".strip(), code)
+        try:
+            return int(str(answer.fields.get("balance")).strip())
+        except ValueError:
+            raise CarrierError("balance: not a whole number", code) from None
+
+    def parse_pushed_receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
+        """Read a pushed receipt (GET or form); see `Carrier.parse_pushed_receipt`.
+
+        Args:
+            params: ``receiver, pswd, msgid, reportTime, mobile, status, notifyTime, statusDesc, uid, length``. Times
+                are local to China: ``yyMMddHHmm`` or ``yyMMddHHmmss``. Empty or absent may be notifyTime, statusDesc,
+                uid and length, and receiver and pswd when none were agreed.
+
+        Raises:
+            ReceiptNotAuthentic: receiver or pswd are not those of the account.
+            MalformedReceipt: a field is missing or garbled.
+        """
+        self._authenticate(params)
+        message_id = _matching(params, "msgid", _MESSAGE_ID, "must be 1 to 64 printable ASCII characters")
+        status = _matching(params, "status", _STATUS, "must be 1 to 32 printable ASCII characters")
+        reported_at = _china_time(params, "reportTime")
+        call_id = _matching(params, "uid", CALL_ID, "must be at most 64 printable ASCII characters", optional=True)
+        length = _matching(params, "length", _LENGTH, "must be a number of segments", optional=True)
+        notified_at = _china_time(params, "notifyTime") if params.get("notifyTime", "").strip() else None
+        try:
+            mobile = normalize_mobile(params.get("mobile", ""))
+        except InvalidMobile as error:
+            raise MalformedReceipt("mobile", f"must be a mobile number: {error.rule}") from None
+        if national_mobile(mobile) is None:
+            raise MalformedReceipt("mobile", "must be a mobile number of mainland China")
+        return CarrierReceipt(
+            account_id=self._config.account_id,
+            carrier_message_id=message_id,
+            call_id=call_id,
+            mobile=mobile,
+            state=receipt_state(status),
+            code=status,
+            description=printable(params.get("statusDesc", "")),
+            reported_at=reported_at,
+            notified_at=notified_at,
+            segments=int(length) if length else None,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections; later calls end as RETRY without being sent."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _authenticate(self, params: Mapping[str, str]) -> None:
+        # Bytes, because compare_digest takes no str beyond ASCII; both are compared whatever the first one gives.
+        agreed = [
+            hmac.compare_digest(params.get(name, "").encode("utf-8", "replace"), expected.encode())
+            for name, expected in (("receiver", self._config.receiver), ("pswd", self._config.push_password))
+        ]
+        if not all(agreed):
+            raise ReceiptNotAuthentic("receiver or pswd do not match the account")
+
+    async def _send(self, call_id: str, mobiles: tuple[str, ...], text: str) -> CallOutcome:
+        if not 0 < len(text) <= self._limits.max_text_characters:
+            limit = self._limits.max_text_characters
+            return CallOutcome(Verdict.REFUSED, detail=f"not sent: a text has 1 to {limit} characters")
+        national = [national_mobile(mobile) for mobile in mobiles]
+        if None in national:
+            return CallOutcome(
+                Verdict.BAD_NUMBER, detail="not sent: only mobile numbers of mainland China can be sent this way"
+            )
+        request = {
+            "account": self._config.account,
+            "password": self._config.password,
+            "msg": text,
+            "phone": ",".join(filter(None, national)),
+            "report": "true",
+            "uid": call_id,
+        }
+        try:
+            body = orjson.dumps(request)
+        except TypeError:
+            return CallOutcome(Verdict.REFUSED, detail="not sent: the text is not valid Unicode")
+        try:
+            answer = await self._post(self._config.path, body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, _Closed) as error:
+            return CallOutcome(Verdict.RETRY, detail=f"not sent: {_describe(error)}")
+        except Exception as error:
+            # Whatever it was, the request may have left: no exception may make a caller send again.
+            return CallOutcome(Verdict.UNKNOWN, detail=_describe(error))
+        return self._judge(answer, len(mobiles))
+
+    def _judge(self, answer: _Answer, numbers: int) -> CallOutcome:
+        code = answer.code
+        success = 200 <= answer.status < 300
+        if code == "0" and success:
+            return _accepted(answer, numbers)
+        if code is not None and code != "0" and code in SUBMIT_CODES and answer.status < 500:
+            verdict, meaning = SUBMIT_CODES[code]
+            detail = f"{meaning}: {answer.explanation}" if answer.explanation else meaning
+            retry_after_s = self._config.closed_hours_delay_s if code == "110" else _RETRY_AFTER_S.get(code)
+            return CallOutcome(verdict, code=code, detail=detail, retry_after_s=retry_after_s)
+        detail = f"HTTP status {answer.status}" + (", no JSON object" if answer.fields is None else "")
+        if code == "0" or success:
+            # A failing status with an accepting code contradicts itself; an undocumented code says nothing.
+            return CallOutcome(Verdict.UNKNOWN, code=code or "", detail=f"{detail} {answer.explanation}".strip())
+        if answer.status in _NOT_TAKEN_STATUSES:
+            return CallOutcome(Verdict.STOP_ACCOUNT, detail=f"{detail}: base_url, path or access are wrong")
+        if answer.status == _TOO_MANY_REQUESTS:
+            return CallOutcome(Verdict.RETRY, detail=detail, retry_after_s=answer.retry_after_s)
+        return CallOutcome(Verdict.UNKNOWN, code=code or "", detail=detail)
+
+    async def _post(self, path: str, body: bytes) -> _Answer:
+        session = self._opened()
+        # Redirects stay unfollowed: a POST sent twice is a message sent twice. aiohttp does not repeat a POST either.
+        async with session.post(self._config.base_url.rstrip("/") + path, data=body, allow_redirects=False) as response:
+            content = bytearray()
+            while chunk := await response.content.read(_ANSWER_BYTES_MAX + 1 - len(content)):
+                content += chunk
+            retry_after = response.headers.get("Retry-After", "")
+            return _Answer(
+                status=response.status,
+                fields=_json_object(content),
+                retry_after_s=min(float(retry_after), _RETRY_AFTER_S_MAX) if retry_after.isdecimal() else None,
+            )
+
+    def _opened(self) -> aiohttp.ClientSession:
+        """The session, opened at first use because aiohttp binds it to the running loop."""
+        if self._closed:
+            raise _Closed("the carrier's connections are closed")
+        if self._session is None:
+            config = self._config
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=config.connections_max,
+                    keepalive_timeout=config.idle_connection_s,
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=config.total_timeout_s,
+                    connect=config.connect_timeout_s,
+                    # aiohttp would round longer timeouts up to whole seconds; call_timeout_s is a promise.
+                    ceil_threshold=float("inf"),
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"},
+            )
+        return self._session
+
+
+class _Closed(Exception):  # noqa: N818 - not an error of anyone
+    """A call after `ChuanglanCarrier.aclose`."""
+
+
+def receipt_state(status: str) -> ReceiptState:
+    """What a state in a receipt means: ``DELIVRD`` alone is success, three are not final, all others are failures."""
+    word = status.upper()
+    if word == DELIVERED_STATE:
+        return ReceiptState.DELIVERED
+    return ReceiptState.PENDING if word in PENDING_STATES else ReceiptState.FAILED
+
+
+def _accepted(answer: _Answer, numbers: int) -> CallOutcome:
+    assert answer.fields is not None
+    given = answer.fields.get("msgId")
+    # Not from a float, which is what a number of 32 digits becomes.
+    message_id = str(given).strip() if isinstance(given, (str, int)) else ""
+    # Only the personalised interface is documented to count; were more failed than sent, the answer would be nonsense.
+    failed = _normalize_code(answer.fields.get("failNum"))
+    return CallOutcome(
+        Verdict.ACCEPTED,
+        carrier_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else None,
+        code="0",
+        detail=answer.explanation,
+        failed_count=min(int(failed), numbers) if failed is not None else 0,
+    )
+
+
+def _normalize_code(value: object) -> str | None:
+    """A number or a string of digits as decimal digits without leading zeros; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value) if 0 <= value < 10**9 else None
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value, re.ASCII):
+        return str(int(value))
+    return None
+
+
+def _json_object(content: bytes | bytearray) -> Mapping[str, Any] | None:
+    if len(content) > _ANSWER_BYTES_MAX:
+        return None
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _describe(error: Exception) -> str:
+    """Name an error without the request that it may carry."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"no connection: {type(error.os_error).__name__}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "no connection in time"
+    if isinstance(error, _Closed):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return f"connection failed: {type(error).__name__}"
+
+
+def _matching(
+    params: Mapping[str, str], name: str, pattern: re.Pattern[str], rule: str, *, optional: bool = False
+) -> str:
+    value = params.get(name, "").strip()
+    if not value and optional:
+        return ""
+    if not pattern.fullmatch(value):
+        raise MalformedReceipt(name, rule if value else "is missing")
+    return value
+
+
+def _china_time(params: Mapping[str, str], name: str) -> datetime:
+    rule = "must be yyMMddHHmm or yyMMddHHmmss"
+    digits = _matching(params, name, _TIME, rule)
+    year, *rest = (int(digits[at : at + 2]) for at in range(0, len(digits), 2))
+    month, day, hour, minute, second = [*rest, 0][:5]
+    try:
+        local = datetime(2000 + year, month, day, hour, minute, second, tzinfo=CHINA_TIME)
+    except ValueError:
+        raise MalformedReceipt(name, rule) from None
+    return local.astimezone(UTC)

@@ -1,0 +1,50 @@
+"""Metrics of the gateway (https://prometheus.io/docs/practices/naming/). Labels come from closed lists only."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+from infra.telemetry import REGISTRY
+from smsgateway.schema import Mode
+
+TYPE_NAMES = {1: "verification", 2: "notification", 3: "marketing"}
+MODE_NAMES = {Mode.SINGLE: "single", Mode.BATCH: "batch"}
+
+MESSAGES = Counter(
+    "smsbill_messages",
+    "Messages asked to be sent: accepted, repeated (answered before), refused or unavailable (not settled)",
+    ["type", "mode", "result"],
+    registry=REGISTRY,
+)
+GROUP_SIZE = Histogram(
+    "smsbill_gateway_group_size",
+    "Calls in one transaction",
+    ["group"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
+    registry=REGISTRY,
+)
+GROUP_WAIT_SECONDS = Histogram(
+    "smsbill_gateway_group_wait_seconds",
+    "Time that the first call of a group waited for its start",
+    ["group"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+    registry=REGISTRY,
+)
+RECEIPTS_RECEIVED = Counter(
+    "smsbill_receipts_received",
+    "Receipts that carriers pushed: stored, malformed, forbidden or unavailable (asked for again)",
+    ["carrier", "result"],
+    registry=REGISTRY,
+)
+QUEUE_FAILURES = Counter(
+    "smsbill_queue_failures",
+    "Pushes that Redis did not take; a sweeper queues what they held",
+    ["queue"],
+    registry=REGISTRY,
+)
+LEDGER_RETRIES = Counter(
+    "smsbill_ledger_retries",
+    "Attempts of calls to the cost centre after the first",
+    ["method"],
+    registry=REGISTRY,
+)

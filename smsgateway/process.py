@@ -1,0 +1,148 @@
+"""The gateway as a process: the gRPC service and the HTTP app in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import structlog
+from redis.exceptions import RedisError
+
+from infra.authorization import Authenticator
+from infra.database import LOOKUP_OPTIONS, Database
+from infra.errors import StartError
+from infra.grpc_server import GrpcServer
+from infra.identifiers import IdentifierSource
+from protos.smsgateway.v1 import sms_gateway_pb2_grpc
+from smsgateway import migrations
+from smsgateway.accepting import SingleAcceptor
+from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
+from smsgateway.carriers.chuanglan import ChuanglanCarrier
+from smsgateway.dispatch_queue import DispatchQueue
+from smsgateway.http_app import HttpServer, gateway_app
+from smsgateway.ledger_client import LedgerClient
+from smsgateway.queues import Queues, open_redis
+from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.service import PERMISSIONS, SERVICE, SmsGatewayService
+from smsgateway.settings import Settings
+from smsgateway.settling import MessageSettler
+
+log = structlog.get_logger(__name__)
+
+_DOMAIN = "costcenter"
+
+
+class GatewayProcess:
+    """The gateway. After `start`, `grpc_port` and `http_port` tell where it listens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self.grpc_port = 0
+        self.http_port = 0
+
+    async def start(self) -> None:
+        """Connect and listen. Raises `StartError` with one line that says what to do; then nothing is left running.
+
+        The cost centre need not be there yet: until it is, calls that need it get UNAVAILABLE.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Take nothing new, finish what is in hand within `drain_seconds`, disconnect."""
+        log.info("gateway stops")
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, stack = self._settings, self._stack
+        _check_settings(settings)
+        database = Database(
+            settings.database_url,
+            size=settings.gateway_database_connections,
+            wait_seconds=settings.database_wait_seconds,
+            options=LOOKUP_OPTIONS,
+            name="gateway",
+        )
+        await database.open()
+        stack.push_async_callback(database.close)
+        await asyncio.to_thread(_check_schema, settings.database_url)
+        redis = open_redis(
+            settings.redis_url,
+            connections_max=settings.redis_connections,
+            timeout_seconds=settings.redis_call_seconds,
+            name="smsbill-gateway",
+        )
+        stack.push_async_callback(redis.aclose)
+
+        async def redis_reachable() -> bool:
+            try:
+                return bool(await redis.ping())
+            except (RedisError, OSError, TimeoutError):
+                return False
+
+        if not await redis_reachable():
+            raise StartError("Redis cannot be reached; check SMSBILL_REDIS_URL and that the server runs")
+        ledger = LedgerClient(settings)
+        stack.push_async_callback(ledger.close)
+        identifiers = IdentifierSource()
+        queue = DispatchQueue(database, Queues(redis, receipt_streams=settings.receipt_streams), settings)
+        stack.push_async_callback(queue.close)
+        singles = SingleAcceptor(database, MessageSettler(database, ledger, queue, identifiers), identifiers, settings)
+        stack.push_async_callback(singles.close)
+        intake = ReceiptIntake(database, queue, identifiers, settings)
+        stack.push_async_callback(intake.close)
+        service = SmsGatewayService(
+            database,
+            singles,
+            BatchAcceptor(database, ledger, queue, identifiers, settings),
+            BatchCanceller(database, identifiers),
+            settings,
+        )
+        server = GrpcServer(
+            settings,
+            settings.gateway_address,
+            authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
+            permissions=PERMISSIONS,
+            domain=_DOMAIN,
+            services=[SERVICE],
+            register=lambda server: sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server),
+        )
+        config = settings.chuanglan()
+        if config is None:
+            log.warning("no carrier account: set SMSBILL_CHUANGLAN_ACCOUNT to take its receipts")
+        http = HttpServer(
+            gateway_app(
+                settings,
+                None if config is None else ChuanglanCarrier(config).parse_pushed_receipt,
+                intake,
+                {"database": database.reachable, "redis": redis_reachable, "costcenter": ledger.reachable},
+            ),
+            settings.http_address,
+            requests_max=settings.http_requests_max,
+            drain_seconds=settings.drain_seconds,
+        )
+        await http.start()
+        stack.push_async_callback(http.stop)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        self.http_port, self.grpc_port = http.port, server.port
+        log.info("gateway serves", grpc_port=self.grpc_port, http_port=self.http_port)
+
+
+def _check_settings(settings: Settings) -> None:
+    for name in ("database_url", "redis_url"):
+        if not getattr(settings, name):
+            raise StartError(f"set SMSBILL_{name.upper()}, or start the whole stack with `smsbill up`")
+    if not settings.service_token.get_secret_value():
+        raise StartError("set SMSBILL_SERVICE_TOKEN to a token of role biller for all brands (`smsbill token create`)")
+
+
+def _check_schema(url: str) -> None:
+    if migrations.is_of_a_newer_release(url):
+        raise StartError("schema smsgateway is of a newer release; start that release, or restore a backup")
+    if migrations.pending(url):
+        raise StartError("schema smsgateway lacks migrations of this release; run `smsbill migrate`")

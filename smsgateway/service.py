@@ -1,0 +1,273 @@
+"""The gRPC service `smsgateway.v1.SmsGateway`: it translates, others decide."""
+
+# ruff: noqa: N802 - the methods are named as in the proto
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from structlog.contextvars import bind_contextvars
+
+from infra import paging
+from infra.authorization import ANY_TOKEN, Role, current_principal
+from infra.database import TRANSIENT, Connection, Database
+from infra.errors import Refusal, invalid_fields, not_found
+from infra.grpc_server import Permissions
+from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
+from smsgateway import asking
+from smsgateway.accepting import SingleAcceptor
+from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
+from smsgateway.metrics import MESSAGES, MODE_NAMES, TYPE_NAMES
+from smsgateway.schema import MessageState, Mode
+from smsgateway.settings import Settings
+from smsgateway.store import listing
+
+log = structlog.get_logger(__name__)
+
+SERVICE = sms_gateway_pb2.DESCRIPTOR.services_by_name["SmsGateway"].full_name
+
+_VIEWER, _SENDER = frozenset({Role.VIEWER}), frozenset({Role.SENDER})
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/SendSms": _SENDER,
+    f"/{SERVICE}/SendBatchSms": _SENDER,
+    f"/{SERVICE}/GetMessage": _VIEWER,
+    f"/{SERVICE}/ListMessages": _VIEWER,
+    f"/{SERVICE}/GetBatch": _VIEWER,
+    f"/{SERVICE}/CancelBatch": _SENDER,
+    f"/{SERVICE}/CountSegments": ANY_TOKEN,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
+    """The RPCs; their errors are documented in the proto."""
+
+    def __init__(
+        self,
+        database: Database,
+        singles: SingleAcceptor,
+        batches: BatchAcceptor,
+        canceller: BatchCanceller,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._singles = singles
+        self._batches = batches
+        self._canceller = canceller
+        self._settings = settings
+
+    async def SendSms(
+        self, request: sms_gateway_pb2.SendSmsRequest, context: Context
+    ) -> sms_gateway_pb2.SendSmsResponse:
+        """Accept one message."""
+        current_principal().require_brand(asking.required_brand(request.brand_id))
+        single = asking.single(request, self._settings)
+        bind_contextvars(request_id=request.request_id)
+        try:
+            reply, repeated = await self._singles.send(single)
+        except (Refusal, *TRANSIENT) as error:
+            _count(request.sms_type, Mode.SINGLE, _result(error))
+            raise
+        _count(request.sms_type, Mode.SINGLE, "repeated" if repeated else "accepted")
+        log.info("message accepted", message_id=reply.message_id, brand_id=request.brand_id, repeated=repeated)
+        return reply
+
+    async def SendBatchSms(
+        self, request_iterator: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest], context: Context
+    ) -> sms_gateway_pb2.SendBatchSmsResponse:
+        """Accept a batch."""
+        with self._batches.enter():
+            try:
+                async with asyncio.timeout(self._settings.batch_stream_seconds):
+                    batch = await self._read(request_iterator)
+            except TimeoutError:
+                raise Refusal(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    "STREAM_TOO_SLOW",
+                    f"the stream must end within {self._settings.batch_stream_seconds:g} seconds",
+                ) from None
+            bind_contextvars(request_id=batch.request_id)
+            try:
+                reply, repeated = await self._batches.send(batch)
+            except (Refusal, *TRANSIENT) as error:
+                _count(batch.sms_type, Mode.BATCH, _result(error), len(batch.mobiles))
+                raise
+        _count(batch.sms_type, Mode.BATCH, "repeated" if repeated else "accepted", reply.accepted)
+        log.info(
+            "batch accepted",
+            batch_id=reply.batch_id,
+            brand_id=batch.brand_id,
+            messages=reply.accepted,
+            bad_recipients=reply.bad_recipient_count,
+            repeated=repeated,
+        )
+        return reply
+
+    async def GetMessage(
+        self, request: sms_gateway_pb2.GetMessageRequest, context: Context
+    ) -> sms_gateway_pb2.GetMessageResponse:
+        """One message."""
+        missing = not_found("MESSAGE_NOT_FOUND", "there is no such message")
+        brand_id = asking.identified_brand(request.message_id, missing)
+        current_principal().require_brand(brand_id)
+        async with self._database.connection() as connection:
+            message = await listing.find_message(connection, brand_id, request.message_id)
+        if message is None:
+            raise missing
+        return sms_gateway_pb2.GetMessageResponse(message=_message(message))
+
+    async def ListMessages(
+        self, request: sms_gateway_pb2.ListMessagesRequest, context: Context
+    ) -> sms_gateway_pb2.ListMessagesResponse:
+        """A page of a brand's messages."""
+        brand_id = asking.required_brand(request.brand_id)
+        current_principal().require_brand(brand_id)
+        size = paging.page_size(request.page_size)
+        if request.state not in _STATES:
+            raise invalid_fields({"state": "must be a known state, or none"})
+        batch_id = asking.listed_identifier(request.batch_id, brand_id, "batch_id", "must be a batch of this brand")
+        before = asking.listed_identifier(
+            paging.decode_token(request.page_token), brand_id, "page_token", "must be a next_page_token of this call"
+        )
+        mobile = asking.listed_mobile(request.mobile)
+        try:
+            async with asyncio.timeout(self._settings.listing_seconds), self._database.connection() as connection:
+                messages = await listing.list_messages(
+                    connection,
+                    brand_id,
+                    batch_id=batch_id,
+                    state=request.state,
+                    mobile=mobile,
+                    before=before,
+                    limit=size + 1,
+                )
+        except TimeoutError:
+            raise Refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "LISTING_TOO_LONG",
+                "too many messages to search; name a batch or a number",
+            ) from None
+        next_token = paging.encode_token(messages[size - 1].message_id) if len(messages) > size else ""
+        return sms_gateway_pb2.ListMessagesResponse(
+            messages=[_message(message) for message in messages[:size]], next_page_token=next_token
+        )
+
+    async def GetBatch(
+        self, request: sms_gateway_pb2.GetBatchRequest, context: Context
+    ) -> sms_gateway_pb2.GetBatchResponse:
+        """One batch with its counts."""
+        missing = not_found("BATCH_NOT_FOUND", "there is no such batch")
+        brand_id = asking.identified_brand(request.batch_id, missing)
+        current_principal().require_brand(brand_id)
+        batch, states = await self._find_batch(brand_id, request.batch_id)
+        if batch is None:
+            raise missing
+        return sms_gateway_pb2.GetBatchResponse(
+            batch=sms_gateway_pb2.Batch(
+                batch_id=batch.batch_id,
+                brand_id=brand_id,
+                sms_type=batch.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
+                text=batch.text,
+                accepted=batch.accepted,
+                segments=batch.segments,
+                order_no=batch.order_no,
+                states=[
+                    sms_gateway_pb2.StateCount(state=state, messages=messages)  # type: ignore[arg-type]
+                    for state, messages in states
+                ],
+                created_at=_timestamp(batch.accepted_at),
+                cancelled=batch.cancelled,
+            )
+        )
+
+    async def CancelBatch(
+        self, request: sms_gateway_pb2.CancelBatchRequest, context: Context
+    ) -> sms_gateway_pb2.CancelBatchResponse:
+        """Cancel what is queued of a batch."""
+        missing = not_found("BATCH_NOT_FOUND", "there is no such batch")
+        brand_id = asking.identified_brand(request.batch_id, missing)
+        current_principal().require_brand(brand_id)
+        reply = await self._canceller.cancel(brand_id, request.batch_id)
+        log.info("batch cancelled", batch_id=request.batch_id, brand_id=brand_id, messages=reply.cancelled)
+        return reply
+
+    async def CountSegments(
+        self, request: sms_gateway_pb2.CountSegmentsRequest, context: Context
+    ) -> sms_gateway_pb2.CountSegmentsResponse:
+        """Count the segments of a text."""
+        count = asking.counted(request, self._settings)
+        return sms_gateway_pb2.CountSegmentsResponse(
+            segments=count.segments, encoding=count.encoding, units=count.units
+        )
+
+    async def _read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest]) -> Any:
+        first = await anext(aiter(parts), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise invalid_fields({"part": "must be the header first"})
+        header = first.header
+        current_principal().require_brand(asking.required_brand(header.brand_id, field="header.brand_id"))
+        asking.batch_header(header, self._settings)
+        return await asking.BatchReader(header, self._settings).read(parts)
+
+    async def _find_batch(self, brand_id: int, batch_id: str) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
+        async with self._database.snapshot() as connection:
+            batch = await listing.find_batch(connection, brand_id, batch_id)
+            states = await _counted(connection, batch, brand_id, batch_id)
+        return batch, states
+
+
+_STATES = frozenset({0, *(int(state) for state in MessageState)})
+
+
+async def _counted(
+    connection: Connection, batch: listing.SeenBatch | None, brand_id: int, batch_id: str
+) -> list[tuple[int, int]]:
+    return [] if batch is None else await listing.count_batch(connection, brand_id, batch_id)
+
+
+def _count(sms_type: int, mode: Mode, result: str, messages: int = 1) -> None:
+    MESSAGES.labels(TYPE_NAMES[sms_type], MODE_NAMES[mode], result).inc(messages)
+
+
+def _result(error: BaseException) -> str:
+    unsettled = not isinstance(error, Refusal) or error.code is grpc.StatusCode.UNAVAILABLE
+    return "unavailable" if unsettled else "refused"
+
+
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def _message(message: listing.SeenMessage) -> sms_gateway_pb2.Message:
+    return sms_gateway_pb2.Message(
+        message_id=message.message_id,
+        brand_id=message.brand_id,
+        batch_id=message.batch_id,
+        sms_type=message.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
+        mobile=message.mobile,
+        text=message.text,
+        segments=message.segments,
+        state=message.state,  # type: ignore[arg-type]
+        order_no=message.order_no,
+        payment_no=message.payment_no,
+        carrier_account=message.account,
+        carrier_message_id=message.carrier_message_id,
+        result_code=message.result_code,
+        result_detail=message.result_detail,
+        created_at=_timestamp(message.created_at),
+        submitted_at=_timestamp(message.submitted_at),
+        sent_at=_timestamp(message.sent_at),
+        finished_at=_timestamp(message.finished_at),
+        request_id=message.request_id,
+    )

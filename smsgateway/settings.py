@@ -1,0 +1,195 @@
+"""Settings of the gateway; the workers' build on them."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+
+from infra.errors import StartError
+from infra.settings import BaseSettings
+from smsgateway.carriers.chuanglan import ChuanglanConfig
+
+
+class Settings(BaseSettings):
+    """What the gateway needs, and the workers with it."""
+
+    # Where to listen and whom to call.
+    gateway_address: str = Field(
+        "127.0.0.1:50052", description="Where the gateway's gRPC port listens; port 0: a free one"
+    )
+    gateway_target: str = Field("127.0.0.1:50052", description="Where clients find the gateway")
+    http_address: str = Field(
+        "127.0.0.1:8080",
+        description="Where the HTTP port listens (carriers' callbacks, metrics, health); port 0: a free one",
+    )
+    costcenter_target: str = Field(
+        "127.0.0.1:50051", description="Where the gateway and the workers find the cost centre"
+    )
+    service_token: SecretStr = Field(
+        SecretStr(""), description="Token of the gateway and the workers at the cost centre: role biller, all brands"
+    )
+    token_keep_seconds: float = Field(
+        30,
+        ge=0,
+        le=600,
+        description="How long a caller's checked token is kept, so how long a revoked one goes on to work",
+    )
+
+    # The carrier's account.
+    carrier_account: str = Field(
+        "chuanglan",
+        min_length=1,
+        max_length=64,
+        description="Our name of the carrier's account, as it stands in records",
+    )
+    chuanglan_url: str = Field(
+        "https://smssh1.253.com", description="Base address that Chuanglan gave with the account"
+    )
+    chuanglan_account: str = Field("", description="API account at Chuanglan; empty: none, its callbacks are refused")
+    chuanglan_password: SecretStr = Field(SecretStr(""), description="API password at Chuanglan")
+    chuanglan_receiver: str = Field("", description="User name that pushed receipts carry; empty: none was agreed")
+    chuanglan_push_password: SecretStr = Field(SecretStr(""), description="Password that pushed receipts carry")
+
+    # What a call may hold.
+    text_characters_max: int = Field(
+        536, ge=1, le=10_000, description="Characters of a text, signature included; Chuanglan takes 536 = 8 x 67"
+    )
+    batch_recipients_max: int = Field(
+        100_000,
+        ge=1,
+        le=1_000_000,
+        description="Recipients of one batch; each costs the process some 200 bytes meanwhile",
+    )
+    batch_bad_listed_max: int = Field(
+        1_000,
+        ge=0,
+        le=10_000,
+        description="Refused recipients that a reply lists; beyond them only their number is told",
+    )
+    batch_chunk_messages: int = Field(
+        1_000,
+        ge=1,
+        le=1_000,
+        description="Messages of a chunk: one payment and one carrier call; Chuanglan takes 1,000",
+    )
+    batch_stream_seconds: float = Field(
+        300, gt=0, le=3_600, description="How long a caller may take to stream a batch; a stalled one holds memory"
+    )
+    batches_max: int = Field(
+        8, ge=1, le=1_000, description="Batches taken at once, 25 MB each at most; beyond it RESOURCE_EXHAUSTED at once"
+    )
+
+    # Groups of single messages.
+    accept_group_max: int = Field(
+        500, ge=1, le=5_000, description="Messages accepted in one transaction; more would only make each wait longer"
+    )
+    accept_groups_in_flight: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Groups under way at once: while one waits for the disk another asks the cost centre",
+    )
+    accept_queue_max: int = Field(
+        5_000, ge=1, le=100_000, description="Messages that wait for a group; beyond it RESOURCE_EXHAUSTED at once"
+    )
+    accepting_seconds: float = Field(
+        60,
+        gt=0,
+        le=86_400,
+        description="Age at which what is being accepted counts as abandoned: messages resume, batches are undone",
+    )
+    key_days: int = Field(30, ge=1, le=3_650, description="How long a request_id is remembered with its reply")
+    stream_entry_seconds: float = Field(
+        2,
+        ge=0,
+        le=30,
+        description="Delay of the note that says where a message is queued; most are sent by then and need none",
+    )
+    stream_entries_max: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000,
+        description="Such notes that wait; beyond it they are dropped, which costs a look-up later",
+    )
+
+    # PostgreSQL and Redis.
+    gateway_database_connections: int = Field(
+        12,
+        ge=2,
+        le=1_000,
+        description="PostgreSQL connections of one gateway process: groups, batches, receipts, readers",
+    )
+    listing_seconds: float = Field(
+        10,
+        gt=0,
+        le=300,
+        description="How long a listing may search; a rare state in a long history needs more than that",
+    )
+    redis_call_seconds: float = Field(
+        2, gt=0, le=60, description="How long Redis may take to answer; records hold what it does not take"
+    )
+    redis_connections: int = Field(16, ge=1, le=1_000, description="Redis connections of one process")
+
+    queue_push_attempts: int = Field(
+        2, ge=1, le=10, description="Attempts of a push to Redis: after its restart each kept connection fails once"
+    )
+
+    # The cost centre.
+    ledger_attempt_seconds: float = Field(
+        5, gt=0, le=60, description="How long one attempt of a call to the cost centre may take"
+    )
+    ledger_call_seconds: float = Field(10, gt=0, le=300, description="How long a call with all its attempts may take")
+    ledger_attempts: int = Field(
+        6, ge=1, le=100, description="Attempts of a call while the cost centre is unreachable, with the same request_id"
+    )
+    ledger_backoff_seconds: float = Field(
+        0.05, gt=0, le=10, description="Longest wait before the second attempt; it doubles"
+    )
+    ledger_backoff_seconds_max: float = Field(1, gt=0, le=60, description="Longest wait between two attempts")
+    ledger_items_max: int = Field(
+        1_000, ge=1, le=5_000, description="Items of one batch call; the cost centre takes 5,000 at most"
+    )
+
+    # Receipts.
+    receipt_streams: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Redis streams that receipts are spread over; the same for the gateway and all workers",
+    )
+    receipt_group_max: int = Field(500, ge=1, le=5_000, description="Receipts written in one transaction")
+    receipt_groups_in_flight: int = Field(2, ge=1, le=16, description="Such transactions at once")
+    receipt_queue_max: int = Field(
+        5_000,
+        ge=1,
+        le=100_000,
+        description="Receipts that wait for a transaction; beyond it the carrier is asked to repeat",
+    )
+    receipt_requeue_seconds: float = Field(
+        60, ge=1, le=3_600, description="Age at which a receipt that no worker has settled is queued again"
+    )
+    callback_bytes_max: int = Field(
+        16_384, ge=1_024, le=1_048_576, description="Largest body of a callback; Chuanglan's have some 300 bytes"
+    )
+    callback_fields_max: int = Field(
+        32, ge=10, le=1_000, description="Fields of a callback at most; Chuanglan's have ten"
+    )
+    http_requests_max: int = Field(1_000, ge=1, le=100_000, description="HTTP requests served at once; beyond it 503")
+
+    def chuanglan(self) -> ChuanglanConfig | None:
+        """The account at Chuanglan, or None when none is set. Raises `StartError` for a setting that breaks a rule."""
+        if not self.chuanglan_account:
+            return None
+        try:
+            return ChuanglanConfig(
+                account_id=self.carrier_account,
+                base_url=self.chuanglan_url,
+                account=self.chuanglan_account,
+                password=self.chuanglan_password.get_secret_value(),
+                receiver=self.chuanglan_receiver,
+                push_password=self.chuanglan_push_password.get_secret_value(),
+                text_characters_max=self.text_characters_max,
+            )
+        except ValueError as error:
+            raise StartError(
+                f"settings SMSBILL_CHUANGLAN_*: {error}; correct them in the environment or in .env"
+            ) from None

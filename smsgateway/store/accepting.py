@@ -1,0 +1,563 @@
+"""SQL of accepting: idempotency keys, messages, batches with their chunks, and cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import AsyncCopy, AsyncCursor
+
+from infra import arrays
+from infra.database import Connection
+from smsgateway.schema import DispatchState, MessageState, Mode
+
+# Keys are taken in one order by everybody, so that two groups with the same keys wait for each other and never in a
+# circle; callers sort.
+_INSERT_KEYS = """
+insert into smsgateway.request_key (brand_id, operation, request_id, fingerprint, target_id, created_at)
+select asked.brand_id, asked.operation, asked.request_id, asked.fingerprint, asked.target_id, now()
+from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::bytea[], %s::text[])
+     as asked (brand_id, operation, request_id, fingerprint, target_id)
+on conflict (brand_id, operation, request_id) do nothing
+returning target_id
+"""
+
+_FIND_KEYS = """
+select key.brand_id, key.request_id, key.fingerprint, key.target_id, key.reply
+from unnest(%s::bigint[], %s::smallint[], %s::text[]) as asked (brand_id, operation, request_id)
+join smsgateway.request_key as key
+  on key.brand_id = asked.brand_id and key.operation = asked.operation and key.request_id = asked.request_id
+"""
+
+_INSERT_MESSAGES = f"""
+insert into smsgateway.message
+  (brand_id, message_id, dispatch_id, request_id, sms_type, mobile, text, segments, state, created_at)
+select asked.brand_id, asked.message_id, asked.message_id, asked.request_id, asked.sms_type, asked.mobile, asked.text,
+       asked.segments, {MessageState.QUEUED:d}, now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[])
+     as asked (brand_id, message_id, request_id, sms_type, mobile, text, segments)
+"""
+
+_INSERT_DISPATCHES = f"""
+insert into smsgateway.dispatch
+  (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at)
+select asked.brand_id, asked.dispatch_id, {Mode.SINGLE:d}, asked.sms_type, 1, asked.segments, asked.request_id,
+       {DispatchState.ACCEPTING:d}, now(), now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::smallint[], %s::int[])
+     as asked (brand_id, dispatch_id, request_id, sms_type, segments)
+"""
+
+_QUEUE_DISPATCHES = f"""
+update smsgateway.dispatch
+set state = {DispatchState.QUEUED:d}, order_no = asked.order_no, changed_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, order_no)
+where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+  and dispatch.state = {DispatchState.ACCEPTING:d}
+returning dispatch.dispatch_id
+"""
+
+_SET_MESSAGE_ORDERS = """
+update smsgateway.message
+set order_no = asked.order_no
+from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, message_id, order_no)
+where message.brand_id = asked.brand_id and message.message_id = asked.message_id and message.order_no is null
+"""
+
+_SET_REPLIES = """
+update smsgateway.request_key
+set reply = asked.reply
+from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[], %s::bytea[])
+     as asked (brand_id, operation, request_id, target_id, reply)
+where request_key.brand_id = asked.brand_id and request_key.operation = asked.operation
+  and request_key.request_id = asked.request_id and request_key.target_id = asked.target_id
+  and request_key.reply is null
+"""
+
+_DELETE_ACCEPTING_DISPATCHES = f"""
+delete from smsgateway.dispatch
+using unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
+where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+  and dispatch.state = {DispatchState.ACCEPTING:d}
+returning dispatch.dispatch_id
+"""
+
+_DELETE_MESSAGES = """
+delete from smsgateway.message
+using unnest(%s::bigint[], %s::text[]) as asked (brand_id, message_id)
+where message.brand_id = asked.brand_id and message.message_id = asked.message_id
+"""
+
+_DELETE_KEYS = """
+delete from smsgateway.request_key
+using unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[]) as asked (brand_id, operation, request_id, target_id)
+where request_key.brand_id = asked.brand_id and request_key.operation = asked.operation
+  and request_key.request_id = asked.request_id and request_key.target_id = asked.target_id
+"""
+
+_ABANDONED_MESSAGES = f"""
+select message.brand_id, message.message_id, message.request_id, message.sms_type, message.segments
+from smsgateway.dispatch
+join smsgateway.message
+  on message.brand_id = dispatch.brand_id and message.message_id = dispatch.dispatch_id
+where dispatch.state = {DispatchState.ACCEPTING:d} and dispatch.changed_at < now() - make_interval(secs => %s)
+order by dispatch.changed_at
+limit %s
+"""
+
+_NOTE_ENTRIES = f"""
+update smsgateway.dispatch
+set stream_entry = asked.entry
+from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, entry)
+where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+  and dispatch.state = {DispatchState.QUEUED:d} and dispatch.stream_entry is null
+"""
+
+_INSERT_BATCH = """
+insert into smsgateway.batch (brand_id, batch_id, request_id, sms_type, text, accepted, segments, created_at)
+values (%s, %s, %s, %s, %s, %s, %s, now())
+"""
+
+_ACCEPT_BATCH = """
+update smsgateway.batch
+set order_no = %s, accepted_at = now()
+where brand_id = %s and batch_id = %s and accepted_at is null
+returning accepted_at
+"""
+
+_COPY_MESSAGES = """
+copy smsgateway.message
+  (brand_id, message_id, batch_id, dispatch_id, request_id, sms_type, mobile, segments, state, order_no, created_at)
+from stdin
+"""
+
+_INSERT_CHUNKS = f"""
+insert into smsgateway.dispatch
+  (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, order_no, created_at,
+   changed_at)
+select %s, chunk.dispatch_id, {Mode.BATCH:d}, %s, %s, chunk.messages, chunk.segments, %s, {DispatchState.QUEUED:d}, %s,
+       now(), now()
+from unnest(%s::text[], %s::int[], %s::int[]) as chunk (dispatch_id, messages, segments)
+"""
+
+_DELETE_BATCHES = """
+delete from smsgateway.batch
+using unnest(%s::bigint[], %s::text[]) as asked (brand_id, batch_id)
+where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and batch.accepted_at is null
+returning batch.batch_id
+"""
+
+_ABANDONED_BATCHES = """
+select brand_id, batch_id, request_id, sms_type, segments
+from smsgateway.batch
+where accepted_at is null and created_at < now() - make_interval(secs => %s)
+order by created_at
+limit %s
+"""
+
+# Only what no worker ever paid for, or what is known to be paid: a chunk that was claimed and came back without a
+# payment number may have been paid all the same, and its worker's successor finds that out. What a worker claims at
+# this moment is locked and passed over.
+_CANCEL_DISPATCHES = f"""
+delete from smsgateway.dispatch
+where brand_id = %(brand)s and dispatch_id in (
+  select dispatch_id from smsgateway.dispatch
+  where brand_id = %(brand)s and batch_id = %(batch)s and batch_id is not null
+    and state = {DispatchState.QUEUED:d} and (epoch = 0 or payment_no is not null)
+  for update skip locked
+)
+returning dispatch_id, segments, order_no, payment_no
+"""
+
+_CANCEL_MESSAGES = f"""
+update smsgateway.message
+set state = {MessageState.CANCELLED:d}, order_no = gone.order_no, payment_no = gone.payment_no, finished_at = now()
+from unnest(%s::text[], %s::text[], %s::text[]) as gone (dispatch_id, order_no, payment_no)
+where message.brand_id = %s and message.dispatch_id = gone.dispatch_id and message.batch_id is not null
+  and message.state = {MessageState.QUEUED:d}
+returning message.dispatch_id, message.message_id, message.segments
+"""
+
+_MARK_BATCH_CANCELLED = """
+update smsgateway.batch
+set cancelled_at = coalesce(cancelled_at, now())
+where brand_id = %s and batch_id = %s and accepted_at is not null
+returning accepted
+"""
+
+_COUNT_CANCELLED = f"""
+select count(*) from smsgateway.message
+where brand_id = %s and batch_id = %s and batch_id is not null and state = {MessageState.CANCELLED:d}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An idempotency key: of which call, and what the call is about to make."""
+
+    brand_id: int
+    operation: int
+    request_id: str
+    target_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A key that was there before. `reply` is None while its call is being accepted."""
+
+    fingerprint: bytes
+    target_id: str
+    reply: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A single message to be recorded; its dispatch has the same id."""
+
+    brand_id: int
+    message_id: str
+    request_id: str
+    sms_type: int
+    mobile: str
+    text: str
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A call whose segments are frozen: what to record and to reply."""
+
+    brand_id: int
+    operation: int
+    request_id: str
+    target_id: str
+    order_no: str
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A message or batch that nobody finished accepting; `target_id` is the message's or the batch's."""
+
+    brand_id: int
+    target_id: str
+    request_id: str
+    sms_type: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch to be recorded."""
+
+    brand_id: int
+    batch_id: str
+    request_id: str
+    sms_type: int
+    text: str
+    accepted: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A chunk of a batch."""
+
+    dispatch_id: str
+    messages: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledDispatch:
+    """A dispatch that was taken out of its queue; `payment_no` when a worker had paid for it already."""
+
+    dispatch_id: str
+    segments: int
+    order_no: str
+    payment_no: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledMessage:
+    """A message of such a dispatch."""
+
+    dispatch_id: str
+    message_id: str
+    segments: int
+
+
+# Single messages.
+
+
+async def insert_keys(connection: Connection, keys: Sequence[Key]) -> set[str]:
+    """Record keys, sorted by brand and request_id; return the targets of those that are new."""
+    cursor = await connection.execute(
+        _INSERT_KEYS,
+        (
+            arrays.integers([key.brand_id for key in keys]),
+            arrays.integers([key.operation for key in keys]),
+            arrays.texts([key.request_id for key in keys]),
+            arrays.binaries([key.fingerprint for key in keys]),
+            arrays.texts([key.target_id for key in keys]),
+        ),
+    )
+    return await _first_column(cursor)
+
+
+async def find_keys(connection: Connection, keys: Sequence[Key]) -> dict[tuple[int, str], KnownKey]:
+    """The recorded keys of these calls, by brand and request_id; all of one operation."""
+    cursor = await connection.execute(
+        _FIND_KEYS,
+        (
+            arrays.integers([key.brand_id for key in keys]),
+            arrays.integers([key.operation for key in keys]),
+            arrays.texts([key.request_id for key in keys]),
+        ),
+    )
+    return {
+        (brand_id, request_id): KnownKey(bytes(fingerprint), target_id, None if reply is None else bytes(reply))
+        for brand_id, request_id, fingerprint, target_id, reply in await cursor.fetchall()
+    }
+
+
+async def insert_messages(connection: Connection, messages: Sequence[NewMessage]) -> None:
+    """Record single messages and their dispatches as being accepted."""
+    brands = arrays.integers([message.brand_id for message in messages])
+    ids = arrays.texts([message.message_id for message in messages])
+    requests = arrays.texts([message.request_id for message in messages])
+    types = arrays.integers([message.sms_type for message in messages])
+    segments = arrays.integers([message.segments for message in messages])
+    async with connection.pipeline():
+        await connection.execute(
+            _INSERT_MESSAGES,
+            (
+                brands,
+                ids,
+                requests,
+                types,
+                arrays.texts([message.mobile for message in messages]),
+                arrays.texts([message.text for message in messages]),
+                segments,
+            ),
+        )
+        await connection.execute(_INSERT_DISPATCHES, (brands, ids, requests, types, segments))
+
+
+async def queue_messages(connection: Connection, accepted: Sequence[Accepted]) -> set[str]:
+    """Record single messages as frozen and queued, with their replies; return those that were being accepted."""
+    brands = arrays.integers([call.brand_id for call in accepted])
+    ids = arrays.texts([call.target_id for call in accepted])
+    orders = arrays.texts([call.order_no for call in accepted])
+    async with connection.pipeline():
+        cursor = await connection.execute(_QUEUE_DISPATCHES, (brands, ids, orders))
+        await connection.execute(_SET_MESSAGE_ORDERS, (brands, ids, orders))
+        await _set_replies(connection, accepted)
+    return await _first_column(cursor)
+
+
+async def delete_accepting_messages(connection: Connection, refused: Sequence[Key]) -> set[str]:
+    """Forget single messages that were refused; return those that were still being accepted and so are gone."""
+    cursor = await connection.execute(
+        _DELETE_ACCEPTING_DISPATCHES,
+        (
+            arrays.integers([key.brand_id for key in refused]),
+            arrays.texts([key.target_id for key in refused]),
+        ),
+    )
+    gone = await _first_column(cursor)
+    keys = [key for key in refused if key.target_id in gone]
+    if keys:
+        async with connection.pipeline():
+            await connection.execute(
+                _DELETE_MESSAGES,
+                (arrays.integers([key.brand_id for key in keys]), arrays.texts([key.target_id for key in keys])),
+            )
+            await delete_keys(connection, keys)
+    return gone
+
+
+async def delete_keys(connection: Connection, keys: Sequence[Key]) -> None:
+    """Forget keys, unless they stand for another target by now."""
+    await connection.execute(
+        _DELETE_KEYS,
+        (
+            arrays.integers([key.brand_id for key in keys]),
+            arrays.integers([key.operation for key in keys]),
+            arrays.texts([key.request_id for key in keys]),
+            arrays.texts([key.target_id for key in keys]),
+        ),
+    )
+
+
+async def abandoned_messages(connection: Connection, *, older_than_seconds: float, limit: int) -> list[Abandoned]:
+    """Single messages that have been accepting for so long, oldest first."""
+    cursor = await connection.execute(_ABANDONED_MESSAGES, (older_than_seconds, limit))
+    return [Abandoned(*row) for row in await cursor.fetchall()]
+
+
+async def note_stream_entries(connection: Connection, entries: Iterable[tuple[int, str, str]]) -> None:
+    """Record where dispatches are queued (brand, dispatch, entry), as far as they are queued still."""
+    rows = list(entries)
+    await connection.execute(
+        _NOTE_ENTRIES,
+        (
+            arrays.integers([row[0] for row in rows]),
+            arrays.texts([row[1] for row in rows]),
+            arrays.texts([row[2] for row in rows]),
+        ),
+    )
+
+
+# Batches.
+
+
+async def insert_batch(connection: Connection, batch: NewBatch) -> None:
+    """Record a batch as being accepted."""
+    await connection.execute(
+        _INSERT_BATCH,
+        (
+            batch.brand_id,
+            batch.batch_id,
+            batch.request_id,
+            batch.sms_type,
+            batch.text,
+            batch.accepted,
+            batch.segments,
+        ),
+    )
+
+
+async def accept_batch(connection: Connection, accepted: Accepted) -> datetime | None:
+    """Record a batch as accepted, with its reply, and lock it; return the moment, or None when it is not accepting."""
+    cursor = await connection.execute(_ACCEPT_BATCH, (accepted.order_no, accepted.brand_id, accepted.target_id))
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    await _set_replies(connection, [accepted])
+    moment: datetime = row[0]
+    return moment
+
+
+@asynccontextmanager
+async def copying_messages(connection: Connection) -> AsyncIterator[AsyncCopy]:
+    """Write rows made by `BatchRows` to the messages."""
+    async with connection.cursor() as cursor, cursor.copy(_COPY_MESSAGES) as copy:
+        yield copy
+
+
+class BatchRows:
+    """Writes the rows of a batch's messages in COPY's text format (https://www.postgresql.org/docs/current/sql-copy.html).
+
+    All but the request_id are of characters that need no escapes.
+    """
+
+    def __init__(self, batch: NewBatch, order_no: str, created_at: datetime) -> None:
+        request_id = batch.request_id.replace("\\", "\\\\")
+        self._head = f"{batch.brand_id}\t"
+        self._batch = f"\t{batch.batch_id}\t"
+        self._request = f"\t{request_id}\t{batch.sms_type}\t"
+        self._tail = f"\t{MessageState.QUEUED:d}\t{order_no}\t{created_at.isoformat()}\n"
+
+    def text(self, dispatch_id: str, messages: Iterable[tuple[str, str, int]]) -> str:
+        """The rows of a chunk's messages, each given by id, number and segments."""
+        head, tail = self._head, self._tail
+        middle = self._batch + dispatch_id + self._request
+        return "".join(
+            [f"{head}{message_id}{middle}{mobile}\t{segments}{tail}" for message_id, mobile, segments in messages]
+        )
+
+
+async def insert_chunks(connection: Connection, batch: NewBatch, order_no: str, chunks: Sequence[NewChunk]) -> None:
+    """Record the chunks of a batch as queued."""
+    await connection.execute(
+        _INSERT_CHUNKS,
+        (
+            batch.brand_id,
+            batch.sms_type,
+            batch.batch_id,
+            batch.request_id,
+            order_no,
+            arrays.texts([chunk.dispatch_id for chunk in chunks]),
+            arrays.integers([chunk.messages for chunk in chunks]),
+            arrays.integers([chunk.segments for chunk in chunks]),
+        ),
+    )
+
+
+async def delete_accepting_batches(connection: Connection, keys: Sequence[Key]) -> set[str]:
+    """Forget batches with their keys; return those that were still being accepted and so are gone."""
+    cursor = await connection.execute(
+        _DELETE_BATCHES,
+        (arrays.integers([key.brand_id for key in keys]), arrays.texts([key.target_id for key in keys])),
+    )
+    gone = await _first_column(cursor)
+    gone_keys = [key for key in keys if key.target_id in gone]
+    if gone_keys:
+        await delete_keys(connection, gone_keys)
+    return gone
+
+
+async def abandoned_batches(connection: Connection, *, older_than_seconds: float, limit: int) -> list[Abandoned]:
+    """Batches that have been accepting for so long, oldest first."""
+    cursor = await connection.execute(_ABANDONED_BATCHES, (older_than_seconds, limit))
+    return [Abandoned(*row) for row in await cursor.fetchall()]
+
+
+# Cancelling.
+
+
+async def mark_batch_cancelled(connection: Connection, brand_id: int, batch_id: str) -> int | None:
+    """Record that a batch is cancelled; return how many messages it has, or None for a batch that is not known."""
+    cursor = await connection.execute(_MARK_BATCH_CANCELLED, (brand_id, batch_id))
+    row = await cursor.fetchone()
+    return None if row is None else int(row[0])
+
+
+async def cancel_dispatches(connection: Connection, brand_id: int, batch_id: str) -> list[CancelledDispatch]:
+    """Take a batch's dispatches out of their queue as far as no worker has them."""
+    cursor = await connection.execute(_CANCEL_DISPATCHES, {"brand": brand_id, "batch": batch_id})
+    return [CancelledDispatch(*row) for row in await cursor.fetchall()]
+
+
+async def cancel_messages(
+    connection: Connection, brand_id: int, dispatches: Sequence[CancelledDispatch]
+) -> list[CancelledMessage]:
+    """Record the messages of such dispatches as cancelled."""
+    cursor = await connection.execute(
+        _CANCEL_MESSAGES,
+        (
+            arrays.texts([dispatch.dispatch_id for dispatch in dispatches]),
+            arrays.texts([dispatch.order_no for dispatch in dispatches]),
+            arrays.texts([dispatch.payment_no for dispatch in dispatches]),
+            brand_id,
+        ),
+    )
+    return [CancelledMessage(*row) for row in await cursor.fetchall()]
+
+
+async def count_cancelled(connection: Connection, brand_id: int, batch_id: str) -> int:
+    """Messages of a batch that are cancelled."""
+    cursor = await connection.execute(_COUNT_CANCELLED, (brand_id, batch_id))
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def _set_replies(connection: Connection, accepted: Sequence[Accepted]) -> None:
+    await connection.execute(
+        _SET_REPLIES,
+        (
+            arrays.integers([call.brand_id for call in accepted]),
+            arrays.integers([call.operation for call in accepted]),
+            arrays.texts([call.request_id for call in accepted]),
+            arrays.texts([call.target_id for call in accepted]),
+            arrays.binaries([call.reply for call in accepted]),
+        ),
+    )
+
+
+async def _first_column(cursor: AsyncCursor[tuple[object, ...]]) -> set[str]:
+    return {str(row[0]) for row in await cursor.fetchall()}

@@ -1,0 +1,150 @@
+"""SQL of reading messages and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from infra.database import Connection
+from smsgateway.schema import DispatchState, MessageState
+
+# How a message that is stored as queued is seen while it has a dispatch in such a state.
+SEEN_STATES: Mapping[DispatchState, MessageState] = {
+    DispatchState.ACCEPTING: MessageState.ACCEPTING,
+    DispatchState.QUEUED: MessageState.QUEUED,
+    DispatchState.CLAIMED: MessageState.CLAIMED,
+    DispatchState.SUBMITTING: MessageState.SUBMITTING,
+    DispatchState.UNKNOWN: MessageState.UNKNOWN,
+    DispatchState.PARTIAL: MessageState.SENT,
+}
+
+_CASES = " ".join(f"when {state:d} then {seen:d}" for state, seen in SEEN_STATES.items())
+_SEEN = f"""
+case when message.state <> {MessageState.QUEUED:d} then message.state
+     else coalesce(case dispatch.state {_CASES} end, message.state) end
+"""
+
+_SELECT = f"""
+select message.message_id, message.brand_id, coalesce(message.batch_id, ''), message.sms_type, message.mobile,
+       coalesce(message.text, batch.text, ''), message.segments, ({_SEEN}) as seen, coalesce(message.order_no, ''),
+       coalesce(message.payment_no, dispatch.payment_no, ''), coalesce(message.account, dispatch.account, ''),
+       coalesce(message.carrier_message_id, ''), coalesce(message.result_code, ''), coalesce(message.result_detail, ''),
+       message.created_at, coalesce(message.submitted_at, dispatch.submitting_at), message.sent_at,
+       message.finished_at, message.request_id
+from smsgateway.message
+left join smsgateway.dispatch
+  on dispatch.brand_id = message.brand_id and dispatch.dispatch_id = message.dispatch_id
+left join smsgateway.batch
+  on batch.brand_id = message.brand_id and batch.batch_id = message.batch_id
+where message.brand_id = %(brand)s
+"""
+
+_BATCH = """
+select batch_id, sms_type, text, accepted, segments, order_no, accepted_at, cancelled_at is not null
+from smsgateway.batch
+where brand_id = %s and batch_id = %s and accepted_at is not null
+"""
+
+# Messages are counted per dispatch first: a hundred chunks are looked up then, not a hundred thousand messages.
+_COUNT_BATCH = f"""
+with message as materialized (
+  select brand_id, dispatch_id, state, count(*) as messages
+  from smsgateway.message
+  where brand_id = %s and batch_id = %s and batch_id is not null
+  group by brand_id, dispatch_id, state
+)
+select ({_SEEN}) as seen, sum(message.messages)::bigint
+from message
+left join smsgateway.dispatch
+  on dispatch.brand_id = message.brand_id and dispatch.dispatch_id = message.dispatch_id
+group by seen
+order by seen
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenMessage:
+    """A message as callers see it; what is not known is empty or None."""
+
+    message_id: str
+    brand_id: int
+    batch_id: str
+    sms_type: int
+    mobile: str
+    text: str
+    segments: int
+    state: int
+    order_no: str
+    payment_no: str
+    account: str
+    carrier_message_id: str
+    result_code: str
+    result_detail: str
+    created_at: datetime
+    submitted_at: datetime | None
+    sent_at: datetime | None
+    finished_at: datetime | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeenBatch:
+    """A batch that was accepted."""
+
+    batch_id: str
+    sms_type: int
+    text: str
+    accepted: int
+    segments: int
+    order_no: str
+    accepted_at: datetime
+    cancelled: bool
+
+
+async def find_message(connection: Connection, brand_id: int, message_id: str) -> SeenMessage | None:
+    """One message, or None."""
+    cursor = await connection.execute(
+        _SELECT + "and message.message_id = %(message)s", {"brand": brand_id, "message": message_id}
+    )
+    row = await cursor.fetchone()
+    return None if row is None else SeenMessage(*row)
+
+
+async def list_messages(
+    connection: Connection,
+    brand_id: int,
+    *,
+    batch_id: str = "",
+    state: int = 0,
+    mobile: str = "",
+    before: str = "",
+    limit: int,
+) -> list[SeenMessage]:
+    """A brand's messages, newest first; each filter holds unless it is empty. `before` is a message's id."""
+    # Conditions are written only where they filter: the planner then finds the index that has the order as well.
+    conditions = [
+        (batch_id, "and message.batch_id = %(batch)s"),
+        (mobile, "and message.mobile = %(mobile)s"),
+        (before, "and message.message_id < %(before)s"),
+        (state, f"and ({_SEEN}) = %(state)s"),
+    ]
+    query = _SELECT + "\n".join(condition for value, condition in conditions if value)
+    cursor = await connection.execute(
+        query + "\norder by message.message_id desc limit %(limit)s",
+        {"brand": brand_id, "batch": batch_id, "mobile": mobile, "before": before, "state": state, "limit": limit},
+    )
+    return [SeenMessage(*row) for row in await cursor.fetchall()]
+
+
+async def find_batch(connection: Connection, brand_id: int, batch_id: str) -> SeenBatch | None:
+    """One accepted batch, or None."""
+    cursor = await connection.execute(_BATCH, (brand_id, batch_id))
+    row = await cursor.fetchone()
+    return None if row is None else SeenBatch(*row)
+
+
+async def count_batch(connection: Connection, brand_id: int, batch_id: str) -> list[tuple[int, int]]:
+    """A batch's messages counted by the state in which they are seen, in order of the state."""
+    cursor = await connection.execute(_COUNT_BATCH, (brand_id, batch_id))
+    return [(int(state), int(messages)) for state, messages in await cursor.fetchall()]

@@ -1,0 +1,618 @@
+"""SQL of sending: claims, marks, results. Every statement is conditional on state and epoch or call id, so that whoever
+comes late, a worker that was stopped for an hour included, changes nothing.
+
+A dispatch on its way through a worker (see `smsgateway.schema.DispatchState`):
+
+* claim: QUEUED, or CLAIMED under an older epoch → CLAIMED under ours;
+* mark: CLAIMED under our epoch → SUBMITTING with a call id of its own; only then the carrier is called;
+* result: SUBMITTING or UNKNOWN with that call id → gone, PARTIAL, UNKNOWN, or CLAIMED again when surely not accepted.
+
+A dispatch that is given back is QUEUED: under epoch 0 when nobody tried to pay for it, so that it may be cancelled;
+under the epoch that it had when a payment may exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from infra import arrays
+from infra.database import Connection
+from smsgateway.schema import DispatchState, MessageState, Mode
+
+_CLAIM = f"""
+with claimed as (
+  update smsgateway.dispatch as d
+  set state = {DispatchState.CLAIMED:d}, epoch = asked.epoch, changed_at = now(), not_before = null
+  from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[]) as asked (brand_id, dispatch_id, epoch, again)
+  where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+    and (
+      (d.state = {DispatchState.QUEUED:d} and (d.not_before is null or d.not_before <= now()))
+      or (d.state = {DispatchState.CLAIMED:d}
+          and (d.epoch < asked.epoch or (asked.again and d.epoch = asked.epoch)))
+    )
+  returning d.brand_id, d.dispatch_id, d.batch_id, d.messages, d.segments, d.request_id, d.sms_type, d.order_no,
+            d.payment_no, d.attempts, d.created_at
+)
+"""
+
+_CLAIM_SINGLE = f"""
+{_CLAIM}
+select claimed.*, message.text, message.mobile
+from claimed
+join smsgateway.message on message.brand_id = claimed.brand_id and message.message_id = claimed.dispatch_id
+"""
+
+_CLAIM_BATCH = f"""
+{_CLAIM}
+select claimed.*, batch.text,
+  (select string_agg(message.mobile, ',' order by message.message_id)
+   from smsgateway.message
+   where message.brand_id = claimed.brand_id and message.dispatch_id = claimed.dispatch_id
+     and message.batch_id is not null)
+from claimed
+join smsgateway.batch on batch.brand_id = claimed.brand_id and batch.batch_id = claimed.batch_id
+"""
+
+_SET_ORDERS = f"""
+update smsgateway.dispatch as d
+set order_no = asked.order_no
+from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::text[]) as asked (brand_id, dispatch_id, epoch, order_no)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
+returning d.brand_id, d.dispatch_id
+"""
+
+_MARK = f"""
+update smsgateway.dispatch as d
+set state = {DispatchState.SUBMITTING:d}, payment_no = asked.payment_no, account = asked.account,
+    call_id = asked.call_id, submitting_at = now(), changed_at = now()
+from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[])
+     as asked (brand_id, dispatch_id, epoch, payment_no, account, call_id)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
+returning d.brand_id, d.dispatch_id
+"""
+
+_INSERT_ROUTES = """
+insert into smsgateway.route (account, reference, brand_id, dispatch_id, created_at)
+select asked.account, asked.reference, asked.brand_id, asked.dispatch_id, now()
+from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[]) as asked (account, reference, brand_id, dispatch_id)
+on conflict (account, reference) do nothing
+"""
+
+# Without an epoch whoever holds the dispatch now is meant: for the answer to a call, which knows its call id.
+_UNMARK = f"""
+update smsgateway.dispatch as d
+set state = {DispatchState.CLAIMED:d}, attempts = least(d.attempts + 1, 32000), changed_at = now(),
+    retry_since = case when asked.judged then coalesce(d.retry_since, now()) else d.retry_since end
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::boolean[])
+     as asked (brand_id, dispatch_id, call_id, epoch, judged)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
+  and (asked.epoch is null or d.epoch = asked.epoch)
+returning d.brand_id, d.dispatch_id, d.attempts,
+          coalesce(extract(epoch from now() - d.retry_since), 0)::double precision
+"""
+
+_PUT_BACK = f"""
+update smsgateway.dispatch as d
+set state = {DispatchState.QUEUED:d}, epoch = case when asked.tried then d.epoch else 0 end,
+    payment_no = coalesce(asked.payment_no, d.payment_no), changed_at = now(),
+    not_before = case when asked.delay_ms > 0 then now() + asked.delay_ms * interval '1 ms' end,
+    attempts = least(d.attempts + asked.failures, 32000)
+from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::bigint[], %s::int[])
+     as asked (brand_id, dispatch_id, epoch, tried, payment_no, delay_ms, failures)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
+returning d.brand_id, d.dispatch_id
+"""
+
+_ACCEPT_WHOLE = f"""
+delete from smsgateway.dispatch as d
+using unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, call_id)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
+returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
+          d.submitting_at
+"""
+
+_ACCEPT_PARTLY = f"""
+update smsgateway.dispatch as d
+set state = {DispatchState.PARTIAL:d}, failed_count = asked.failed_count,
+    carrier_message_id = asked.carrier_message_id, changed_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::int[])
+     as asked (brand_id, dispatch_id, call_id, carrier_message_id, failed_count)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
+returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
+          d.submitting_at
+"""
+
+_SET_SENT = f"""
+update smsgateway.message as m
+set state = {MessageState.SENT:d}, order_no = asked.order_no, payment_no = asked.payment_no, account = asked.account,
+    call_id = asked.call_id, carrier_message_id = asked.carrier_message_id, result_code = asked.code,
+    submitted_at = asked.submitted_at, sent_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+            %s::timestamptz[])
+     as asked (brand_id, dispatch_id, order_no, payment_no, account, call_id, carrier_message_id, code, submitted_at)
+where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
+"""
+_OF_SINGLE = "m.message_id = asked.dispatch_id"
+_OF_BATCH = "m.dispatch_id = asked.dispatch_id and m.batch_id is not null"
+
+# By call id after a call, by epoch before one, by state for those that nobody will ever know more of.
+_FAIL = f"""
+delete from smsgateway.dispatch as d
+using unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[]) as asked (brand_id, dispatch_id, call_id, epoch)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and (
+    (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id)
+    or (d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch)
+  )
+returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
+          d.submitting_at
+"""
+
+_SET_FAILED = f"""
+update smsgateway.message as m
+set state = {MessageState.FAILED:d}, payment_no = asked.payment_no, account = asked.account, call_id = asked.call_id,
+    result_code = asked.code, result_detail = asked.detail, submitted_at = asked.submitted_at, finished_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
+     as asked (brand_id, dispatch_id, payment_no, account, call_id, code, detail, submitted_at)
+where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
+"""
+_RETURNING_MESSAGES = "returning m.brand_id, asked.dispatch_id, m.message_id, m.segments"
+
+_SET_UNKNOWN = f"""
+update smsgateway.dispatch as d
+set state = {DispatchState.UNKNOWN:d}, changed_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, call_id)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state = {DispatchState.SUBMITTING:d} and d.call_id = asked.call_id
+returning d.brand_id, d.dispatch_id
+"""
+
+# The parent's row goes first and decides who halves it; its messages follow in the order in which they were called.
+_TAKE_PARENT = f"""
+delete from smsgateway.dispatch as d
+where d.brand_id = %(brand)s and d.dispatch_id = %(parent)s and d.messages > 1
+  and (
+    (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = %(call)s)
+    or (d.state = {DispatchState.CLAIMED:d} and d.epoch = %(epoch)s)
+  )
+returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since
+"""
+
+_HALVE_MESSAGES = """
+update smsgateway.message as m
+set dispatch_id = half.dispatch_id
+from (
+  select message_id,
+         case when row_number() over (order by message_id) <= count(*) over () / 2
+              then %(first)s else %(second)s end as dispatch_id
+  from smsgateway.message
+  where brand_id = %(brand)s and dispatch_id = %(parent)s and batch_id is not null
+) as half
+where m.brand_id = %(brand)s and m.message_id = half.message_id
+returning half.dispatch_id, m.segments
+"""
+
+_INSERT_HALF = f"""
+insert into smsgateway.dispatch
+  (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, epoch, order_no, payment_no,
+   retry_since, created_at, changed_at)
+values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, now(), now())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """A dispatch to claim under an epoch. `again`: also what this epoch has claimed, for whoever is sure that nobody
+    else works on it: the answer to an earlier claim was lost, or it was halved.
+    """
+
+    brand_id: int
+    dispatch_id: str
+    epoch: int
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A dispatch that is ours to pay and submit."""
+
+    brand_id: int
+    dispatch_id: str
+    epoch: int
+    messages: int
+    segments: int
+    request_id: str
+    sms_type: int
+    order_no: str
+    payment_no: str | None
+    attempts: int
+    created_at: datetime
+    text: str
+    mobiles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A dispatch that is about to be submitted."""
+
+    brand_id: int
+    dispatch_id: str
+    epoch: int
+    payment_no: str
+    account: str
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unmark:
+    """A marked dispatch that the carrier surely did not accept. `judged`: it was called and said so; else it was not
+    called, and only under the epoch of its marker.
+    """
+
+    brand_id: int
+    dispatch_id: str
+    call_id: str
+    epoch: int | None
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unmarked:
+    """A dispatch that is claimed again: its attempts so far, and for how long the carrier has not accepted it."""
+
+    attempts: int
+    retrying_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """A claimed dispatch that is given back to its queue. `tried`: somebody may have paid for it; `payment_no` when
+    that is known; `delay_seconds` before it is queued again; `failures` to add to its attempts.
+    """
+
+    brand_id: int
+    dispatch_id: str
+    epoch: int
+    tried: bool
+    payment_no: str | None
+    delay_seconds: float = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What the carrier took. `failed_count` of its messages failed without being named."""
+
+    brand_id: int
+    dispatch_id: str
+    call_id: str
+    carrier_message_id: str | None
+    code: str
+    failed_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is not sent, and why. `call_id` after a call, `epoch` for a dispatch that is claimed."""
+
+    brand_id: int
+    dispatch_id: str
+    call_id: str | None
+    epoch: int | None
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A dispatch whose outcome this transaction has recorded."""
+
+    brand_id: int
+    dispatch_id: str
+    of_batch: bool
+    order_no: str
+    payment_no: str | None
+    account: str | None
+    call_id: str | None
+    submitting_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedMessage:
+    """A message that is not sent."""
+
+    brand_id: int
+    dispatch_id: str
+    message_id: str
+    segments: int
+
+
+Key = tuple[int, str]
+
+
+async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: Mode) -> dict[Key, Claimed]:
+    """Claim dispatches of one mode; what is missing in the result is gone, cancelled, submitted or another's."""
+    cursor = await connection.execute(
+        _CLAIM_SINGLE if mode is Mode.SINGLE else _CLAIM_BATCH,
+        (
+            arrays.integers([request.brand_id for request in requests]),
+            arrays.texts([request.dispatch_id for request in requests]),
+            arrays.integers([request.epoch for request in requests]),
+            arrays.booleans([request.again for request in requests]),
+        ),
+    )
+    epochs = {(request.brand_id, request.dispatch_id): request.epoch for request in requests}
+    claimed = {}
+    for row in await cursor.fetchall():
+        brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
+        created_at, text, mobiles = row[10:]
+        claimed[brand_id, dispatch_id] = Claimed(
+            brand_id=brand_id,
+            dispatch_id=dispatch_id,
+            epoch=epochs[brand_id, dispatch_id],
+            messages=messages,
+            segments=segments,
+            request_id=request_id,
+            sms_type=sms_type,
+            order_no=order,
+            payment_no=payment,
+            attempts=attempts,
+            created_at=created_at,
+            text=text,
+            mobiles=tuple(mobiles.split(",")) if mobiles else (),
+        )
+    return claimed
+
+
+async def set_orders(connection: Connection, orders: Sequence[tuple[int, str, int, str]]) -> set[Key]:
+    """Record that dispatches (brand, id, epoch) are to be paid from another freeze; those that are still ours."""
+    cursor = await connection.execute(
+        _SET_ORDERS,
+        (
+            arrays.integers([order[0] for order in orders]),
+            arrays.texts([order[1] for order in orders]),
+            arrays.integers([order[2] for order in orders]),
+            arrays.texts([order[3] for order in orders]),
+        ),
+    )
+    return await _keys(cursor)
+
+
+async def mark(connection: Connection, marks: Sequence[Mark]) -> set[Key]:
+    """Mark dispatches as being submitted, with the routes of their receipts; those in the result may be called."""
+    cursor = await connection.execute(
+        _MARK,
+        (
+            arrays.integers([item.brand_id for item in marks]),
+            arrays.texts([item.dispatch_id for item in marks]),
+            arrays.integers([item.epoch for item in marks]),
+            arrays.texts([item.payment_no for item in marks]),
+            arrays.texts([item.account for item in marks]),
+            arrays.texts([item.call_id for item in marks]),
+        ),
+    )
+    marked = await _keys(cursor)
+    ours = [item for item in marks if (item.brand_id, item.dispatch_id) in marked]
+    await insert_routes(connection, [(item.account, item.call_id, item.brand_id, item.dispatch_id) for item in ours])
+    return marked
+
+
+async def insert_routes(connection: Connection, routes: Sequence[tuple[str, str, int, str]]) -> None:
+    """Record where receipts belong: account, reference, brand, dispatch. Whoever was first stays."""
+    if not routes:
+        return
+    # In one order for everybody, so that two transactions with the same references do not wait in a circle.
+    routes = sorted(routes)
+    await connection.execute(
+        _INSERT_ROUTES,
+        (
+            arrays.texts([route[0] for route in routes]),
+            arrays.texts([route[1] for route in routes]),
+            arrays.integers([route[2] for route in routes]),
+            arrays.texts([route[3] for route in routes]),
+        ),
+    )
+
+
+async def unmark(connection: Connection, items: Sequence[Unmark]) -> dict[Key, Unmarked]:
+    """Take marks back; what is missing in the result was settled by somebody else."""
+    cursor = await connection.execute(
+        _UNMARK,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.texts([item.call_id for item in items]),
+            arrays.integers([item.epoch for item in items]),
+            arrays.booleans([item.judged for item in items]),
+        ),
+    )
+    return {(row[0], row[1]): Unmarked(row[2], row[3]) for row in await cursor.fetchall()}
+
+
+async def put_back(connection: Connection, items: Sequence[PutBack]) -> set[Key]:
+    """Give claimed dispatches back to their queues; those that were ours to give."""
+    cursor = await connection.execute(
+        _PUT_BACK,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.integers([item.epoch for item in items]),
+            arrays.booleans([item.tried for item in items]),
+            arrays.texts([item.payment_no for item in items]),
+            arrays.integers([round(item.delay_seconds * 1_000) for item in items]),
+            arrays.integers([item.failures for item in items]),
+        ),
+    )
+    return await _keys(cursor)
+
+
+async def accept(connection: Connection, items: Sequence[Acceptance]) -> list[Settled]:
+    """Record what the carrier took: messages as sent, their dispatches gone, or kept as partial. Those settled here."""
+    whole = [item for item in items if not item.failed_count]
+    partly = [item for item in items if item.failed_count]
+    settled: list[Settled] = []
+    if whole:
+        settled += await _settled(
+            connection,
+            _ACCEPT_WHOLE,
+            (
+                arrays.integers([item.brand_id for item in whole]),
+                arrays.texts([item.dispatch_id for item in whole]),
+                arrays.texts([item.call_id for item in whole]),
+            ),
+        )
+    if partly:
+        settled += await _settled(
+            connection,
+            _ACCEPT_PARTLY,
+            (
+                arrays.integers([item.brand_id for item in partly]),
+                arrays.texts([item.dispatch_id for item in partly]),
+                arrays.texts([item.call_id for item in partly]),
+                arrays.texts([item.carrier_message_id for item in partly]),
+                arrays.integers([item.failed_count for item in partly]),
+            ),
+        )
+    by_key = {(item.brand_id, item.dispatch_id): item for item in items}
+    for of_batch in (False, True):
+        some = [row for row in settled if row.of_batch is of_batch]
+        if some:
+            await _set_sent(connection, some, by_key, of_batch=of_batch)
+    routes = []
+    for row in settled:
+        carrier_message_id = by_key[row.brand_id, row.dispatch_id].carrier_message_id
+        if carrier_message_id and row.account:
+            routes.append((row.account, carrier_message_id, row.brand_id, row.dispatch_id))
+    await insert_routes(connection, routes)
+    return settled
+
+
+async def _set_sent(
+    connection: Connection, rows: Sequence[Settled], by_key: dict[Key, Acceptance], *, of_batch: bool
+) -> None:
+    answers = [by_key[row.brand_id, row.dispatch_id] for row in rows]
+    await connection.execute(
+        _SET_SENT + (_OF_BATCH if of_batch else _OF_SINGLE),
+        (
+            arrays.integers([row.brand_id for row in rows]),
+            arrays.texts([row.dispatch_id for row in rows]),
+            arrays.texts([row.order_no for row in rows]),
+            arrays.texts([row.payment_no for row in rows]),
+            arrays.texts([row.account for row in rows]),
+            arrays.texts([row.call_id for row in rows]),
+            arrays.texts([answer.carrier_message_id for answer in answers]),
+            arrays.texts([answer.code or None for answer in answers]),
+            arrays.moments([row.submitting_at for row in rows]),
+        ),
+    )
+
+
+async def fail(connection: Connection, items: Sequence[Failure]) -> tuple[list[Settled], list[FailedMessage]]:
+    """Record what is not sent: messages as failed, their dispatches gone. Those settled here, with their messages."""
+    settled = await _settled(
+        connection,
+        _FAIL,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.texts([item.call_id for item in items]),
+            arrays.integers([item.epoch for item in items]),
+        ),
+    )
+    by_key = {(item.brand_id, item.dispatch_id): item for item in items}
+    failed: list[FailedMessage] = []
+    for of_batch in (False, True):
+        rows = [row for row in settled if row.of_batch is of_batch]
+        if rows:
+            reasons = [by_key[row.brand_id, row.dispatch_id] for row in rows]
+            failed += await _set_failed(connection, rows, reasons, of_batch=of_batch)
+    return settled, failed
+
+
+async def _set_failed(
+    connection: Connection, rows: Sequence[Settled], reasons: Sequence[Failure], *, of_batch: bool
+) -> list[FailedMessage]:
+    cursor = await connection.execute(
+        f"{_SET_FAILED} {_OF_BATCH if of_batch else _OF_SINGLE} {_RETURNING_MESSAGES}",
+        (
+            arrays.integers([row.brand_id for row in rows]),
+            arrays.texts([row.dispatch_id for row in rows]),
+            arrays.texts([row.payment_no for row in rows]),
+            arrays.texts([row.account for row in rows]),
+            arrays.texts([row.call_id for row in rows]),
+            arrays.texts([reason.code for reason in reasons]),
+            arrays.texts([reason.detail or None for reason in reasons]),
+            arrays.moments([row.submitting_at for row in rows]),
+        ),
+    )
+    return [FailedMessage(*row) for row in await cursor.fetchall()]
+
+
+async def set_unknown(connection: Connection, calls: Sequence[tuple[int, str, str]]) -> set[Key]:
+    """Record that nobody knows what became of calls (brand, dispatch, call id)."""
+    cursor = await connection.execute(
+        _SET_UNKNOWN,
+        (
+            arrays.integers([call[0] for call in calls]),
+            arrays.texts([call[1] for call in calls]),
+            arrays.texts([call[2] for call in calls]),
+        ),
+    )
+    return await _keys(cursor)
+
+
+async def halve(
+    connection: Connection, brand_id: int, parent: str, halves: tuple[str, str], *, call_id: str | None, epoch: int
+) -> bool:
+    """Replace a chunk by two of half its messages each, claimed under `epoch` and of the same payment.
+
+    False when the chunk is not ours any more, or has been halved already.
+    """
+    cursor = await connection.execute(
+        _TAKE_PARENT, {"brand": brand_id, "parent": parent, "call": call_id, "epoch": epoch}
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return False
+    sms_type, batch_id, request_id, order_no, payment_no, retry_since = row
+    cursor = await connection.execute(
+        _HALVE_MESSAGES, {"brand": brand_id, "parent": parent, "first": halves[0], "second": halves[1]}
+    )
+    moved = await cursor.fetchall()
+    for half in halves:
+        segments = [row[1] for row in moved if row[0] == half]
+        await connection.execute(
+            _INSERT_HALF,
+            (
+                brand_id,
+                half,
+                sms_type,
+                batch_id,
+                len(segments),
+                sum(segments),
+                request_id,
+                epoch,
+                order_no,
+                payment_no,
+                retry_since,
+            ),
+        )
+    return True
+
+
+async def _settled(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> list[Settled]:
+    cursor = await connection.execute(statement, parameters)
+    return [Settled(*row) for row in await cursor.fetchall()]
+
+
+async def _keys(cursor: Any) -> set[Key]:
+    return {(row[0], row[1]) for row in await cursor.fetchall()}

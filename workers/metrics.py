@@ -1,0 +1,86 @@
+"""Metrics of the workers (https://prometheus.io/docs/practices/naming/). Labels come from closed lists only."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from infra.telemetry import REGISTRY
+from smsgateway.metrics import MODE_NAMES, TYPE_NAMES
+
+__all__ = ["MODE_NAMES", "TYPE_NAMES"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+RESULTS = Counter(
+    "smsbill_messages_settled",
+    "Messages by what became of them: sent, failed, unknown, delivered, undelivered, expired",
+    ["type", "result"],
+    registry=REGISTRY,
+)
+CARRIER_CALLS = Counter(
+    "smsbill_carrier_calls", "Calls to the carrier by verdict", ["account", "mode", "verdict"], registry=REGISTRY
+)
+CARRIER_SECONDS = Histogram(
+    "smsbill_carrier_call_seconds", "Time of a call to the carrier", ["account", "mode"], buckets=_SECONDS,
+    registry=REGISTRY,
+)  # fmt: skip
+CARRIER_PAUSED = Gauge(
+    "smsbill_carrier_account_paused", "1 while an account rests because the carrier has stopped it", ["account"],
+    registry=REGISTRY,
+)  # fmt: skip
+STAGE_SECONDS = Histogram(
+    "smsbill_worker_stage_seconds",
+    "Time of a group in a stage: claim, pay, mark, settle, acknowledge, receipts, outbox",
+    ["stage"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+STAGE_SIZE = Histogram(
+    "smsbill_worker_stage_size",
+    "Items of a group in a stage",
+    ["stage"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
+    registry=REGISTRY,
+)
+QUEUE_SECONDS = Histogram(
+    "smsbill_queue_seconds",
+    "Time from a message's acceptance to its claim by a worker",
+    ["type", "mode"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600, 3_600),
+    registry=REGISTRY,
+)
+QUEUE_DEPTH = Gauge(
+    "smsbill_queue_depth",
+    "Entries of the queues of a type; set by one worker at a time",
+    ["type", "mode"],
+    registry=REGISTRY,
+)
+QUEUE_OLDEST_SECONDS = Gauge(
+    "smsbill_queue_oldest_seconds",
+    "Age of the oldest entry of a type; set by one worker at a time",
+    ["type", "mode"],
+    registry=REGISTRY,
+)
+LEASES = Gauge("smsbill_worker_leases", "Queues that this worker holds", ["type", "mode"], registry=REGISTRY)
+IN_HAND = Gauge("smsbill_worker_in_hand", "Messages or chunks in hand", ["type", "mode"], registry=REGISTRY)
+RETRIES = Counter(
+    "smsbill_retries",
+    "Things tried again: carrier, stopped (account), late (call not started), pay, database, error, outbox, receipt",
+    ["what"],
+    registry=REGISTRY,
+)
+RECEIPTS = Counter(
+    "smsbill_receipts_settled",
+    "Receipts by what they did: delivered, undelivered, expired, pending, repeated (the message was final before)",
+    ["result"],
+    registry=REGISTRY,
+)
+REFUNDED = Counter(
+    "smsbill_refunded_segments", "Segments that calls of this worker gave back, by kind", ["kind"], registry=REGISTRY
+)
+PARKED = Gauge(
+    "smsbill_parked", "What waits for an operator: outbox, receipts (counted up to 10,000)", ["what"], registry=REGISTRY
+)
+SWEEPS = Counter("smsbill_sweeps", "Passes of a sweeper", ["sweeper", "result"], registry=REGISTRY)
+SWEPT = Counter("smsbill_swept", "Rows that a sweeper changed", ["sweeper"], registry=REGISTRY)
+LOOP_FAILURES = Counter("smsbill_loop_failures", "Turns of a loop that failed", ["loop"], registry=REGISTRY)

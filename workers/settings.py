@@ -1,0 +1,157 @@
+"""Settings of the workers; they share the gateway's."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from smsgateway import settings as gateway_settings
+
+
+class Settings(gateway_settings.Settings):
+    """What a worker process needs."""
+
+    worker_http_address: str = Field(
+        "127.0.0.1:0", description="Where a worker serves /metrics, /healthz and /readyz; port 0: a free one"
+    )
+    worker_database_connections: int = Field(
+        24, ge=4, le=1_000, description="PostgreSQL connections of one worker: three for each type and mode, sweepers"
+    )
+    worker_redis_connections: int = Field(32, ge=4, le=1_000, description="Redis connections of one worker")
+
+    # Turns: who is read, and how much at a time.
+    slots_verification: int = Field(
+        32, ge=1, le=10_000, description="Carrier calls in flight for verification codes, per mode and worker"
+    )
+    slots_notification: int = Field(
+        16, ge=1, le=10_000, description="Carrier calls in flight for notifications, per mode and worker"
+    )
+    slots_marketing: int = Field(
+        16, ge=1, le=10_000, description="Carrier calls in flight for marketing, per mode and worker"
+    )
+    single_quantum: int = Field(
+        32, ge=1, le=1_000, description="Messages that a queue gives per turn while others of its type wait"
+    )
+    single_window: int = Field(
+        128, ge=1, le=10_000, description="Messages of one queue in hand; enough to pay ahead of the carrier"
+    )
+    single_in_hand_max: int = Field(
+        256, ge=1, le=100_000, description="Messages of one type in hand; beyond it only newcomers are read"
+    )
+    batch_quantum: int = Field(1, ge=1, le=100, description="Chunks that a queue gives per turn while others wait")
+    batch_window: int = Field(8, ge=1, le=1_000, description="Chunks of one queue in hand, 1,000 messages each")
+    batch_in_hand_max: int = Field(
+        24, ge=1, le=10_000, description="Chunks of one type in hand; each holds some 100 kB of numbers"
+    )
+
+    # Leases.
+    lease_seconds: float = Field(
+        15, ge=0.1, le=600, description="How long a lease holds; a dead worker's queues wait so long for another"
+    )
+    leases_max: int = Field(
+        256, ge=1, le=10_000, description="Queues that a worker holds per type and mode; the rest is for others"
+    )
+    idle_release_seconds: float = Field(
+        1, ge=0, le=600, description="How long an empty queue keeps its lease, so that a trickle does not lease anew"
+    )
+    walk_seconds: float = Field(
+        3, gt=0, le=600, description="Time between two walks of the ready sets, for notices that were lost"
+    )
+    walk_limit: int = Field(500, ge=1, le=10_000, description="Ready queues per partition that a walk looks at")
+
+    # Groups.
+    stage_group_max: int = Field(
+        500, ge=1, le=5_000, description="Single messages claimed, paid, marked or settled in one go"
+    )
+    stage_messages_max: int = Field(
+        4_000, ge=1, le=100_000, description="Messages of chunks settled in one transaction; a chunk goes alone beyond"
+    )
+    stage_queue_max: int = Field(
+        20_000, ge=100, le=1_000_000, description="Steps that wait for their group; more is never in hand"
+    )
+    pay_in_flight_max: int = Field(2, ge=1, le=64, description="Calls to the cost centre at once per type and mode")
+
+    # Submitting.
+    submit_start_seconds: float = Field(
+        10, gt=0, le=600, description="A carrier call that would start later than this after its mark does not start"
+    )
+    submit_margin_seconds: float = Field(
+        5, ge=0, le=600, description="Added to a call's longest time before its outcome counts as unknown"
+    )
+    carrier_retry_seconds: float = Field(
+        1_800, ge=0, le=604_800, description="How long what the carrier refuses for now is tried again before it fails"
+    )
+    retry_base_seconds: float = Field(0.5, gt=0, le=600, description="First wait before another try; it doubles")
+    retry_max_seconds: float = Field(30, gt=0, le=3_600, description="Longest wait between two tries")
+    hold_seconds: float = Field(
+        10, ge=0, le=600, description="Longer waits are spent in the queue, not in a worker's hands"
+    )
+    account_pause_seconds: float = Field(
+        60, gt=0, le=86_400, description="How long an account rests after the carrier has stopped it"
+    )
+    outcome_hours: float = Field(
+        72,
+        gt=0,
+        le=8_760,
+        description="After this an unknown outcome counts as failed, a missing receipt as expired",
+    )
+    dispatch_tries_max: int = Field(
+        5, ge=1, le=1_000, description="Tries of a message or chunk that meets an error of ours before it rests"
+    )
+    dispatch_rest_seconds: float = Field(
+        3_600, gt=0, le=604_800, description="How long such a one rests before it is tried again"
+    )
+
+    # The outbox.
+    outbox_group_max: int = Field(1_000, ge=1, le=5_000, description="Statuses sent to the cost centre in one call")
+    outbox_waiting_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="Statuses that wait in memory; beyond it the outbox is read instead"
+    )
+    outbox_hold_seconds: float = Field(
+        15, gt=0, le=600, description="How long a status is left to the worker that made it before others read it"
+    )
+    outbox_poll_seconds: float = Field(0.5, gt=0, le=600, description="Time between two looks at the outbox")
+    outbox_tries_max: int = Field(
+        20, ge=1, le=1_000, description="Refusals of a call before it is parked for an operator"
+    )
+
+    # Receipts.
+    receipt_read_max: int = Field(500, ge=1, le=5_000, description="Receipts settled in one transaction")
+    receipt_wait_seconds: float = Field(
+        1, gt=0, le=60, description="How long a read waits for receipts; also how fast a stop is noticed"
+    )
+    receipt_takeover_seconds: float = Field(
+        60, gt=0, le=3_600, description="Receipts that a worker holds longer than this are taken over"
+    )
+    receipt_hours: float = Field(
+        72, gt=0, le=8_760, description="How long a receipt is tried before it is parked for an operator"
+    )
+
+    # Sweepers and the cost centre's jobs.
+    sweep_seconds: float = Field(5, gt=0, le=600, description="Time between two looks for what made no progress")
+    stalled_seconds: float = Field(
+        60, gt=0, le=86_400, description="Without progress for so long: is it still queued? Longer than any lease"
+    )
+    sweep_page: int = Field(500, ge=1, le=10_000, description="Rows looked at in one go")
+    sweep_pages_max: int = Field(200, ge=1, le=100_000, description="Pages of one pass; the next goes on after them")
+    cleanup_seconds: float = Field(60, gt=0, le=86_400, description="Time between two clean-ups")
+    cleanup_limit: int = Field(5_000, ge=1, le=100_000, description="Rows of a kind that a clean-up deletes at once")
+    route_days: int = Field(30, ge=4, le=3_650, description="How long it is known where a call's receipts belong")
+    release_wait_seconds: float = Field(
+        5, ge=0, le=30, description="How long the cost centre waits for a release request before it answers none"
+    )
+    book_due_seconds: float = Field(
+        60, gt=0, le=86_400, description="Time between two calls that book expired packages and ended freezes"
+    )
+    depth_seconds: float = Field(5, gt=0, le=600, description="Time between two measurements of the queues")
+
+    # Loops.
+    loop_retry_seconds_max: float = Field(
+        10, gt=0, le=600, description="Longest wait of a loop that fails before it is tried again"
+    )
+    watchdog_seconds: float = Field(
+        60, gt=0, le=3_600, description="A loop that has not turned for so long makes the worker not ready"
+    )
+
+    def slots(self, sms_type: int) -> int:
+        """Carrier calls in flight for a type, per mode."""
+        return {1: self.slots_verification, 2: self.slots_notification, 3: self.slots_marketing}[sms_type]
