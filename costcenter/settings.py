@@ -26,7 +26,8 @@ class Settings(BaseSettings):
         SecretStr(""), description="Secret of an admin token that exists from the first start on; for setting up others"
     )
     service_token: SecretStr = Field(
-        SecretStr(""), description="Secret of the token that the gateway and the workers call with; exists from the start on"
+        SecretStr(""),
+        description="Secret of the token that the gateway and the workers call with; exists from the start",
     )
     freeze_time_to_live_seconds: int = Field(
         _DAY_SECONDS, gt=0, description="How long a freeze holds when its call does not say: a day covers any backlog"

@@ -23,6 +23,26 @@ R = TypeVar("R")
 Run = Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
 
 
+def isolating(run: Run[T, R], outages: tuple[type[BaseException], ...]) -> Run[T, R]:
+    """A run function that halves a group which fails until the bad item stands alone and gets the error itself.
+
+    `outages` concern the whole group and are raised. `run` must be all or nothing: what it raises for has no effect.
+    """
+
+    async def isolated(items: list[T]) -> Sequence[R | Exception]:
+        try:
+            return await run(items)
+        except outages:
+            raise
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+        half = len(items) // 2
+        return [*await isolated(items[:half]), *await isolated(items[half:])]
+
+    return isolated
+
+
 class Grouper(Generic[T, R]):
     """Hands items to `run` in groups and each caller its own result.
 

@@ -19,7 +19,7 @@ from infra.errors import Refusal, idempotency_conflict, unavailable
 from infra.grouping import Grouper
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2
-from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS
+from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS, GROUP_WAITING
 from smsgateway.schema import Mode
 from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler, now_ms
@@ -77,6 +77,7 @@ class SingleAcceptor:
             in_flight_max=settings.accept_groups_in_flight,
             name="queue of messages to accept",
         )
+        GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
         self._group_size = GROUP_SIZE.labels(_GROUP)
         self._group_wait = GROUP_WAIT_SECONDS.labels(_GROUP)
 

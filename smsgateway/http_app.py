@@ -1,24 +1,19 @@
-"""HTTP: carriers' callbacks, metrics, health; and the server that the gateway and the workers run it with."""
+"""The gateway's HTTP app: carriers' callbacks beside metrics and health."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
 import structlog
-import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.database import TRANSIENT
-from infra.errors import Refusal, StartError
-from infra.telemetry import REGISTRY
+from infra.errors import Refusal
+from infra.http_server import Check, observability_routes
 from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic
 from smsgateway.carriers.chuanglan import RECEIPT_ACKNOWLEDGED, RECEIPT_AGAIN
 from smsgateway.metrics import RECEIPTS_RECEIVED
@@ -27,40 +22,10 @@ from smsgateway.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-Check = Callable[[], Awaitable[bool]]
 ReceiptParser = Callable[[Mapping[str, str]], CarrierReceipt]
 
 _JSON = "application/json"
 _CHUANGLAN = "chuanglan"
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<h1>{title}</h1>
-<p>It runs. <a href="/readyz">What it reaches</a>, <a href="/metrics">metrics</a>.</p></html>
-"""
-
-
-def observability_routes(title: str, checks: Mapping[str, Check]) -> list[Route]:
-    """`/`, `/healthz` (the process is alive), `/readyz` (each check by name; 503 when one fails) and `/metrics`."""
-
-    async def page(_request: Request) -> Response:
-        return HTMLResponse(_PAGE.format(title=title))
-
-    async def healthy(_request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(_request: Request) -> Response:
-        results = await asyncio.gather(*(check() for check in checks.values()))
-        return JSONResponse(dict(zip(checks, results, strict=True)), status_code=200 if all(results) else 503)
-
-    async def metrics(_request: Request) -> Response:
-        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
-
-    return [
-        Route("/", page),
-        Route("/healthz", healthy),
-        Route("/readyz", ready),
-        Route("/metrics", metrics),
-    ]
 
 
 def gateway_app(
@@ -134,81 +99,3 @@ class ChuanglanCallback:
 
 def _count(result: str) -> None:
     RECEIPTS_RECEIVED.labels(_CHUANGLAN, result).inc()
-
-
-class HttpServer:
-    """uvicorn in the running event loop, on an address such as `0.0.0.0:8080` (port 0: a free one, see `port`).
-
-    Parameters: `requests_max` requests served at once, beyond it 503; `drain_seconds` how long a stop waits for
-    those under way.
-    """
-
-    def __init__(self, app: Starlette, address: str, *, requests_max: int, drain_seconds: float) -> None:
-        self._address = address
-        self._drain_seconds = drain_seconds
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=requests_max,
-                timeout_graceful_shutdown=max(1, int(drain_seconds)),
-            )
-        )
-        self._serving: asyncio.Task[None] | None = None
-        self.port = 0
-
-    async def start(self) -> None:
-        """Listen. Raises `StartError` when the address is taken or none."""
-        listener = _listen(self._address)
-        self.port = listener.getsockname()[1]
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started:
-            if self._serving.done():
-                await self._serving
-                raise StartError(f"cannot serve HTTP on {self._address}")
-            await asyncio.sleep(0.01)
-
-    async def stop(self) -> None:
-        """Take no new requests, finish those under way within the drain time."""
-        if self._serving is None:
-            return
-        self._server.should_exit = True
-        done, _ = await asyncio.wait({self._serving}, timeout=self._drain_seconds + 2)
-        if not done:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
-        self._serving = None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process has its own."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(target)
-        except OSError:
-            listener.close()
-            raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StartError(f"cannot listen on {address}: {reason}; free it or set another") from None
-    return listener

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from infra.telemetry import REGISTRY
 from smsgateway.schema import Mode
@@ -21,6 +21,12 @@ GROUP_SIZE = Histogram(
     "Calls in one transaction",
     ["group"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
+    registry=REGISTRY,
+)
+GROUP_WAITING = Gauge(
+    "smsbill_gateway_group_waiting",
+    "Calls that no transaction has taken yet",
+    ["group"],
     registry=REGISTRY,
 )
 GROUP_WAIT_SECONDS = Histogram(

@@ -12,6 +12,7 @@ from infra.authorization import Authenticator
 from infra.database import LOOKUP_OPTIONS, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
+from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2_grpc
 from smsgateway import migrations
@@ -19,7 +20,7 @@ from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
 from smsgateway.carriers.chuanglan import ChuanglanCarrier
 from smsgateway.dispatch_queue import DispatchQueue
-from smsgateway.http_app import HttpServer, gateway_app
+from smsgateway.http_app import gateway_app
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
@@ -69,7 +70,7 @@ class GatewayProcess:
         )
         await database.open()
         stack.push_async_callback(database.close)
-        await asyncio.to_thread(_check_schema, settings.database_url)
+        await asyncio.to_thread(migrations.require_current, settings.database_url)
         redis = open_redis(
             settings.redis_url,
             connections_max=settings.redis_connections,
@@ -139,10 +140,3 @@ def _check_settings(settings: Settings) -> None:
             raise StartError(f"set SMSBILL_{name.upper()}, or start the whole stack with `smsbill up`")
     if not settings.service_token.get_secret_value():
         raise StartError("set SMSBILL_SERVICE_TOKEN to a token of role biller for all brands (`smsbill token create`)")
-
-
-def _check_schema(url: str) -> None:
-    if migrations.is_of_a_newer_release(url):
-        raise StartError("schema smsgateway is of a newer release; start that release, or restore a backup")
-    if migrations.pending(url):
-        raise StartError("schema smsgateway lacks migrations of this release; run `smsbill migrate`")

@@ -11,8 +11,8 @@ nothing else. Per partition p (brand modulo 256), whose braces keep its keys on 
 One worker reads a stream at a time, so its consumer group has one consumer, whoever it is: what a dead worker had read
 and not acknowledged is what the next one reads first. Every read is conditional on the lease.
 
-Two channels say what happens, so that nobody polls: `sms:ready` names streams that got entries or became free to
-lease. A notice may be lost; walking the ready sets finds what it announced.
+The channel `sms:ready` names streams that got entries or, with a `!` in front, were given back with entries, so that
+nobody polls. A notice may be lost; walking the ready sets finds what it announced.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ GROUP = "senders"
 CONSUMER = "lessee"
 RECEIPT_GROUP = "receipts"
 READY_CHANNEL = "sms:ready"
+# In front of a key in a notice: its lease was given back.
+FREED = "!"
 # What a queue's entry and a receipt's entry call their values; short, because each entry stores them.
 _ID_FIELD = "i"
 _RECEIPT_FIELDS = ("a", "r", "i")
@@ -364,7 +366,7 @@ class Queues:
         ]
         left = [int(reply) for reply in await self._run(self._release, calls)]
         if even_with_entries:
-            await self._announce({lease.queue.key for lease, n in zip(leases, left, strict=True) if n > 0})
+            await self._announce({FREED + lease.queue.key for lease, n in zip(leases, left, strict=True) if n > 0})
         return left
 
     async def epochs(self, queues: Sequence[Queue]) -> list[int | None]:

@@ -14,7 +14,7 @@ from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.carriers.base import CarrierReceipt, ReceiptState
 from smsgateway.dispatch_queue import DispatchQueue
-from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS
+from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS, GROUP_WAITING
 from smsgateway.queues import ReceiptItem
 from smsgateway.settings import Settings
 from smsgateway.settling import now_ms
@@ -56,6 +56,7 @@ class ReceiptIntake:
             in_flight_max=settings.receipt_groups_in_flight,
             name="queue of receipts",
         )
+        GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
 
     async def take(self, receipt: CarrierReceipt) -> str:
         """Store a receipt durably and queue it; return its id.

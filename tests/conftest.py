@@ -6,17 +6,18 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
 import sqlalchemy
+from fake_cost_center import FakeCostCenter
+from gateway_harness import Gateway, running_gateway, started_cost_center
 from psycopg import sql
 
-import costcenter.migrations
-from infra import migration
+from costcenter import migrations as ledger_migrations
 from infra.embedded import EmbeddedServers
 from smsgateway import migrations as gateway_migrations
 
@@ -42,7 +43,7 @@ def database_template(servers: EmbeddedServers) -> str:
     _administer(servers, sql.SQL("create database {}").format(sql.Identifier(_TEMPLATE)))
     url = database_named(servers.database_url, _TEMPLATE)
     gateway_migrations.migrate(url)
-    migration.upgrade(url, "costcenter", costcenter.migrations.SCRIPTS)
+    ledger_migrations.migrate(url)
     return _TEMPLATE
 
 
@@ -80,6 +81,21 @@ def _fresh_database(servers: EmbeddedServers, statement: sql.SQL, *arguments: sq
     _administer(servers, sql.SQL("drop database if exists {} with (force)").format(identifier))
 
 
-def _administer(servers: EmbeddedServers, statement: sql.Composable) -> None:
+def _administer(servers: EmbeddedServers, statement: sql.Composed) -> None:
     with psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10) as connection:
         connection.execute(statement)
+
+
+@pytest.fixture
+async def fake_costcenter() -> AsyncIterator[FakeCostCenter]:
+    """A cost centre that misbehaves as told."""
+    fake = await started_cost_center()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def gateway(fake_costcenter: FakeCostCenter, database_url: str, redis_url: str) -> AsyncIterator[Gateway]:
+    """A gateway beside a fake cost centre."""
+    async with running_gateway(fake_costcenter, database_url, redis_url) as running:
+        yield running

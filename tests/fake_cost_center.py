@@ -23,7 +23,11 @@ from protos.costcenter.v1 import (
 SERVICE_SECRET = "service"
 
 
-class FakeCostCenter(cost_center_pb2_grpc.CostCenterServicer, cost_center_admin_pb2_grpc.CostCenterAdminServicer):
+_Ledger: Any = cost_center_pb2_grpc.CostCenterServicer
+_Admin: Any = cost_center_admin_pb2_grpc.CostCenterAdminServicer
+
+
+class FakeCostCenter(_Ledger, _Admin):  # type: ignore[misc] # the RPCs that are not here are UNIMPLEMENTED
     """Freezes by request_id against one balance per brand, knows tokens, and fails as told.
 
     `down`: calls get UNAVAILABLE and do nothing. `losing_replies`: calls do their work and get UNAVAILABLE all the

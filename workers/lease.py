@@ -12,6 +12,10 @@ from smsgateway.queues import HeldByOther, Lease, Queue, Queues
 
 log = structlog.get_logger(__name__)
 
+# Another worker's lease is asked for again after this at the latest: it may have been given back with its queue empty,
+# which nobody announces.
+_OTHER_SECONDS_MAX = 1.0
+
 # Where a reader goes on in a queue: first through what somebody read and did not acknowledge, then to what is new.
 FROM_THE_START = "0-0"
 NEW = ">"
@@ -32,10 +36,16 @@ class Leases:
         self._held: dict[Queue, Lease] = {}
         self._cursors: dict[Queue, str] = {}
         self._wanted: OrderedDict[Queue, None] = OrderedDict()
-        self._others: OrderedDict[Queue, float] = OrderedDict()
+        # Until when another worker's lease is taken for granted, and whether a notice came meanwhile.
+        self._others: OrderedDict[Queue, tuple[float, bool]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def revisits(self) -> bool:
+        """Whether queues of other workers may have to be asked for soon."""
+        return bool(self._others)
 
     @property
     def wanted(self) -> int:
@@ -60,18 +70,19 @@ class Leases:
         if queue in self._held:
             self._cursors[queue] = cursor
 
-    def want(self, queue: Queue) -> bool:
-        """A queue has work; False when it is another worker's for now."""
-        until = self._others.get(queue)
-        if until is not None:
-            if until > time.monotonic():
-                return False
-            del self._others[queue]
+    def want(self, queue: Queue, *, freed: bool = False) -> bool:
+        """A queue has work; False when it is another worker's for now and asked for later. `freed`: it is not."""
+        if freed:
+            self._others.pop(queue, None)
+        elif queue in self._others:
+            self._others[queue] = (self._others[queue][0], True)
+            return False
         self._wanted.setdefault(queue)
         return True
 
     async def acquire(self, *, group_max: int) -> list[Lease]:
         """Ask for queues that are wanted, as many as there is room for; return the new leases."""
+        self._revisit_others()
         room = min(group_max, self._leases_max - len(self._held))
         asked = [self._wanted.popitem(last=False)[0] for _ in range(min(room, len(self._wanted)))]
         if not asked:
@@ -124,17 +135,23 @@ class Leases:
             result.append((lease.queue, max(0, entries)))
         return result
 
-    def forget_others(self, queue: Queue) -> None:
-        """Another worker gave a queue back."""
-        self._others.pop(queue, None)
-
     @property
     def _ttl_ms(self) -> int:
         return int(self._ttl_seconds * 1_000)
 
     def _remember_other(self, answer: HeldByOther) -> None:
-        # Asked again when its lease would end; should it be renewed meanwhile, that costs one question per lease time.
-        self._others[answer.queue] = time.monotonic() + answer.milliseconds / 1_000
+        seconds = min(answer.milliseconds / 1_000, _OTHER_SECONDS_MAX)
+        self._others[answer.queue] = (time.monotonic() + seconds, False)
         self._others.move_to_end(answer.queue)
         while len(self._others) > 100 * self._leases_max:
             self._others.popitem(last=False)
+
+    def _revisit_others(self) -> None:
+        now = time.monotonic()
+        while self._others:
+            queue, (until, noticed) = next(iter(self._others.items()))
+            if until > now:
+                return
+            del self._others[queue]
+            if noticed:
+                self._wanted.setdefault(queue)

@@ -15,11 +15,6 @@ def migrate(url: str) -> None:
     migration.upgrade(url, SCHEMA, SCRIPTS)
 
 
-def pending(url: str) -> bool:
-    """Whether `migrate` has something to do; raises `StartError` when the server cannot be reached."""
-    return migration.pending(url, SCHEMA, SCRIPTS)
-
-
-def is_of_a_newer_release(url: str) -> bool:
-    """Whether the schema's version is none that this release knows; raises `StartError` as `pending` does."""
-    return migration.version_is_unknown(url, SCHEMA, SCRIPTS)
+def require_current(url: str) -> None:
+    """Raise `StartError` unless the schema is of this release."""
+    migration.require_current(url, SCHEMA, SCRIPTS)

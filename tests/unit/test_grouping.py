@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from infra.errors import Refusal
-from infra.grouping import Grouper
+from infra.grouping import Grouper, isolating
 
 
 class Gate:
@@ -156,3 +156,24 @@ async def test_close_drains_and_then_refuses(gate: Gate) -> None:
     with pytest.raises(Refusal) as caught:
         await grouper.submit(4)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_isolating_leaves_the_error_with_the_bad_item() -> None:
+    """A bad item among many fails alone; the good ones get their results in order; an outage fails all."""
+    groups: list[int] = []
+
+    async def strict(items: list[int]) -> Sequence[int | Exception]:
+        groups.append(len(items))
+        if 13 in items:
+            raise ValueError("13")
+        if 99 in items:
+            raise OSError("down")
+        return [item * 2 for item in items]
+
+    run = isolating(strict, (OSError,))
+    results = await run([1, 2, 13, 4, 5])
+    assert [result for result in results if not isinstance(result, Exception)] == [2, 4, 8, 10]
+    assert isinstance(results[2], ValueError)
+    assert len(groups) <= 7
+    with pytest.raises(OSError, match="down"):
+        await run([1, 99, 2])

@@ -1,0 +1,181 @@
+"""Brings what is owed to the cost centre: from memory right after the transaction that owes it, from the outbox when
+that did not work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from infra.database import Database
+from infra.errors import Refusal
+from protos.costcenter.v1 import cost_center_pb2
+from smsgateway.ledger_client import Unsettled
+from smsgateway.schema import OutboxKind
+from smsgateway.store import outbox
+from smsgateway.store.outbox import OutboxRow, PutOff
+from workers.backoff import delay_seconds
+from workers.metrics import PARKED, REFUNDED, RETRIES, STAGE_SECONDS, STAGE_SIZE
+from workers.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_REQUESTS: dict[OutboxKind, Any] = {
+    OutboxKind.SEND_STATUS: cost_center_pb2.SmsSendStatusCallBackRequest,
+    OutboxKind.RECEIPT: cost_center_pb2.SmsReceiptStatusCallBackRequest,
+    OutboxKind.RELEASE: cost_center_pb2.SmsReleaseFreezeNumRequest,
+}
+_NAMES = {OutboxKind.SEND_STATUS: "send_status", OutboxKind.RECEIPT: "receipt", OutboxKind.RELEASE: "release"}
+_RELEASES_AT_ONCE = 32
+_DELAY_BASE_SECONDS = 1.0
+_DELAY_MAX_SECONDS = 3_600.0
+
+
+class StatusLedger(Protocol):
+    """What of the cost centre the relay calls (`smsgateway.ledger_client.LedgerClient`)."""
+
+    async def batch_status(
+        self, items: Sequence[cost_center_pb2.SmsSendStatusCallBackRequest]
+    ) -> list[cost_center_pb2.SmsSendStatusCallBackResponse | Refusal]: ...
+
+    async def batch_receipt(
+        self, items: Sequence[cost_center_pb2.SmsReceiptStatusCallBackRequest]
+    ) -> list[cost_center_pb2.SmsReceiptStatusCallBackResponse | Refusal]: ...
+
+    async def release(
+        self, request: cost_center_pb2.SmsReleaseFreezeNumRequest
+    ) -> cost_center_pb2.SmsReleaseFreezeNumResponse: ...
+
+
+class OutboxRelay:
+    """Sends what is owed, in groups. The outbox row goes only after the answer, so everything is sent at least once;
+    its id is the call's request_id, so it counts once.
+    """
+
+    def __init__(self, database: Database, ledger: StatusLedger, settings: Settings) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._settings = settings
+        self._waiting: deque[OutboxRow] = deque()
+        self.wake = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Rows in memory."""
+        return len(self._waiting)
+
+    def offer(self, rows: Sequence[OutboxRow]) -> None:
+        """Send rows soon that their transaction has just written. What does not fit is read from the outbox later."""
+        if rows and len(self._waiting) + len(rows) <= self._settings.outbox_waiting_max:
+            self._waiting.extend(rows)
+            self.wake.set()
+
+    async def send_offered(self) -> bool:
+        """Send a group of what was offered; True when more waits."""
+        rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._settings.outbox_group_max))]
+        if rows:
+            # When it fails the rows are lost here and due in the outbox after their hold.
+            await self._send(rows)
+        return bool(self._waiting)
+
+    async def send_due(self) -> bool:
+        """Send a group of what is due in the outbox; True when there may be more."""
+        limit = self._settings.outbox_group_max
+        async with self._database.connection() as connection:
+            rows = await outbox.take_due(connection, hold_seconds=self._settings.outbox_hold_seconds, limit=limit)
+        if rows:
+            await self._send(rows)
+        return len(rows) == limit
+
+    async def count_parked(self) -> None:
+        """Tell how much is parked."""
+        async with self._database.connection() as connection:
+            PARKED.labels("outbox").set(await outbox.count_parked(connection))
+
+    async def _send(self, rows: Sequence[OutboxRow]) -> None:
+        started = time.perf_counter()
+        done: list[tuple[int, str]] = []
+        put_off: list[PutOff] = []
+        unsettled = 0
+        for kind in OutboxKind:
+            some = [row for row in rows if row.kind is kind]
+            if not some:
+                continue
+            for row, outcome in zip(some, await self._call(kind, some), strict=True):
+                if isinstance(outcome, Refusal) and _is_outage(outcome):
+                    # Due again after its hold; an outage is nobody's failure and parks nothing.
+                    unsettled += 1
+                elif isinstance(outcome, Exception):
+                    put_off.append(self._put_off(row, outcome))
+                else:
+                    done.append((row.brand_id, row.outbox_id))
+                    REFUNDED.labels(_NAMES[kind]).inc(getattr(outcome, "refunded", 0))
+        async with self._database.connection() as connection:
+            if done:
+                await outbox.delete(connection, done)
+            if put_off:
+                await outbox.put_off(connection, put_off)
+        STAGE_SECONDS.labels("outbox").observe(time.perf_counter() - started)
+        STAGE_SIZE.labels("outbox").observe(len(rows))
+        if unsettled:
+            RETRIES.labels("outbox").inc(unsettled)
+            log.warning("cost centre away, statuses stay in the outbox", rows=unsettled)
+
+    async def _call(self, kind: OutboxKind, rows: Sequence[OutboxRow]) -> list[Any]:
+        outcomes: list[Any] = [None] * len(rows)
+        places: list[int] = []
+        requests: list[Any] = []
+        for place, row in enumerate(rows):
+            try:
+                requests.append(_REQUESTS[kind].FromString(row.payload))
+                places.append(place)
+            except DecodeError as error:
+                outcomes[place] = error
+        for place, outcome in zip(places, await self._ask(kind, requests), strict=True):
+            outcomes[place] = outcome
+        return outcomes
+
+    async def _ask(self, kind: OutboxKind, requests: list[Any]) -> list[Any]:
+        try:
+            if kind is OutboxKind.SEND_STATUS:
+                return list(await self._ledger.batch_status(requests))
+            if kind is OutboxKind.RECEIPT:
+                return list(await self._ledger.batch_receipt(requests))
+        except Refusal as refusal:
+            return [refusal] * len(requests)
+        outcomes: list[Any] = []
+        for start in range(0, len(requests), _RELEASES_AT_ONCE):
+            part = requests[start : start + _RELEASES_AT_ONCE]
+            answers = await asyncio.gather(*(self._ledger.release(request) for request in part), return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, BaseException) and not isinstance(answer, Refusal):
+                    raise answer
+            outcomes += answers
+        return outcomes
+
+    def _put_off(self, row: OutboxRow, error: Exception) -> PutOff:
+        failures = row.attempts + 1
+        parked = failures >= self._settings.outbox_tries_max
+        delay = delay_seconds(failures, base=_DELAY_BASE_SECONDS, longest=_DELAY_MAX_SECONDS)
+        reason = f"{error.reason}: {error.message}" if isinstance(error, Refusal) else repr(error)
+        RETRIES.labels("outbox").inc()
+        write = log.error if parked else log.warning
+        write(
+            "cost centre refused what it is owed" + (", parked" if parked else ""),
+            kind=_NAMES[row.kind],
+            brand_id=row.brand_id,
+            outbox_id=row.outbox_id,
+            failures=failures,
+            error=reason,
+        )
+        return PutOff(row.brand_id, row.outbox_id, 1, None if parked else delay, reason)
+
+
+def _is_outage(refusal: Refusal) -> bool:
+    return isinstance(refusal, Unsettled) or refusal.code.name in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}

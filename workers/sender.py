@@ -1,0 +1,656 @@
+"""One dispatch from its queue to its outcome: claim → pay → mark → call the carrier → record.
+
+Many are under way at once, each a task of its own; every step that touches the database or the cost centre is done for
+all that wait for it in one group. What can go wrong and what then holds is in `smsgateway.store.sending`; in short: a
+call starts only after its mark, each mark has a call id of its own, and whoever lost its claim meanwhile stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import structlog
+
+from infra.database import Database
+from infra.errors import Refusal
+from infra.grouping import Grouper, isolating
+from infra.identifiers import IdentifierSource
+from protos.costcenter.v1 import cost_center_pb2
+from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, SingleCall, Verdict
+from smsgateway.ledger_client import Unsettled
+from smsgateway.queues import Queue
+from smsgateway.schema import Mode
+from smsgateway.store import sending
+from smsgateway.store.sending import (
+    Acceptance,
+    Claimed,
+    ClaimRequest,
+    Failure,
+    Mark,
+    PutBack,
+    Unmark,
+    Unmarked,
+)
+from workers.account import AccountGate
+from workers.backoff import delay_seconds
+from workers.loops import OUTAGES
+from workers.metrics import (
+    CARRIER_CALLS,
+    CARRIER_SECONDS,
+    MODE_NAMES,
+    QUEUE_SECONDS,
+    RESULTS,
+    RETRIES,
+    STAGE_SECONDS,
+    STAGE_SIZE,
+    TYPE_NAMES,
+)
+from workers.settings import Settings
+from workers.settlement import Settlement
+from workers.stopping import Stopping, StopSignal
+from workers.turns import Slots, SlotsClosed
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Refusals of a payment after which nothing was and will be charged: the messages fail.
+_UNCHARGED = frozenset(
+    {
+        "INSUFFICIENT_BALANCE",
+        "BRAND_SUSPENDED",
+        "BRAND_CLOSED",
+        "BRAND_NOT_FOUND",
+        "FREEZE_NOT_FOUND",
+        "FREEZE_EXPIRED",
+        "FREEZE_INSUFFICIENT",
+    }
+)
+_FREEZES_ANEW_MAX = 3
+_CLAIM_TO_MARK_TRIES_MAX = 3
+
+
+class PayLedger(Protocol):
+    """What of the cost centre a sender calls (`smsgateway.ledger_client.LedgerClient`)."""
+
+    async def batch_pay(
+        self, items: Sequence[cost_center_pb2.SmsSendPayRequest]
+    ) -> list[cost_center_pb2.SmsSendPayResponse | Refusal]: ...
+
+    async def batch_freeze(
+        self, items: Sequence[cost_center_pb2.SmsSendPrePayRequest]
+    ) -> list[cost_center_pb2.SmsSendPrePayResponse | Refusal]: ...
+
+
+class _Lost(Exception):  # noqa: N818 - says what happened
+    """The dispatch is somebody else's by now, or settled."""
+
+
+class _Ended(Exception):  # noqa: N818 - says what happened
+    """The dispatch was settled before a call."""
+
+
+class _Later(Exception):  # noqa: N818 - says what happens
+    """The dispatch waits in its queue, not in our hands."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a dispatch in hand is. `tried`: a payment may exist."""
+
+    claimed: Claimed
+    payment_no: str | None
+    attempts: int
+    tried: bool
+    pauses: int = field(default=0)
+
+    @property
+    def call_id(self) -> str:
+        """The id of the call that comes next: one for each mark."""
+        return call_id_of(self.claimed.dispatch_id, self.attempts)
+
+
+def call_id_of(dispatch_id: str, attempts: int) -> str:
+    """The id of a dispatch's call after so many attempts."""
+    return dispatch_id if attempts == 0 else f"{dispatch_id}-{attempts}"
+
+
+def freeze_id_of(dispatch_id: str, order_no: str) -> str:
+    """The request_id of the freeze that replaces an expired one; at most 64 characters.
+
+    It names the freeze replaced by its time and its random end, so that a second replacement is another one.
+    """
+    return f"{dispatch_id}-refreeze-{order_no[:10]}{order_no[-9:]}"[:64]
+
+
+class Sender:
+    """Sends the dispatches of one type and mode."""
+
+    def __init__(
+        self,
+        *,
+        sms_type: int,
+        mode: Mode,
+        database: Database,
+        ledger: PayLedger,
+        carrier: Carrier,
+        settlement: Settlement,
+        identifiers: IdentifierSource,
+        account: AccountGate,
+        stop: StopSignal,
+        settings: Settings,
+    ) -> None:
+        self._sms_type = sms_type
+        self._mode = mode
+        self._database = database
+        self._ledger = ledger
+        self._carrier = carrier
+        self._settlement = settlement
+        self._identifiers = identifiers
+        self._account = account
+        self._stop = stop
+        self._settings = settings
+        self._slots: Slots[Queue] = Slots(settings.slots(sms_type))
+        self._labels = (TYPE_NAMES[sms_type], MODE_NAMES[mode])
+        self._queue_seconds = QUEUE_SECONDS.labels(*self._labels)
+        self._call_seconds = CARRIER_SECONDS.labels(carrier.account_id, MODE_NAMES[mode])
+        single = mode is Mode.SINGLE
+        # Statements about chunks touch their messages, so fewer of them go together.
+        chunks = max(1, settings.stage_messages_max // settings.batch_chunk_messages)
+        settled_max = settings.stage_group_max if single else chunks
+
+        def group(
+            stage: str, run: Callable[[list[T]], Awaitable[Sequence[R | Exception]]], size: int, in_flight: int = 1
+        ) -> Grouper[T, R]:
+            return Grouper(
+                _observed(stage, isolating(run, OUTAGES)),
+                group_max=size,
+                queue_max=settings.stage_queue_max,
+                in_flight_max=in_flight,
+                name=f"queue of dispatches to {stage}",
+            )
+
+        size = settings.stage_group_max
+        self._claims: Grouper[ClaimRequest, Claimed | None] = group("claim", self._claim_all, settled_max)
+        self._payments: Grouper[cost_center_pb2.SmsSendPayRequest, cost_center_pb2.SmsSendPayResponse] = group(
+            "pay", self._pay_all, size, settings.pay_in_flight_max
+        )
+        self._freezes: Grouper[cost_center_pb2.SmsSendPrePayRequest, cost_center_pb2.SmsSendPrePayResponse] = group(
+            "freeze", self._freeze_all, size
+        )
+        self._orders: Grouper[tuple[int, str, int, str], bool] = group("order", self._order_all, size)
+        self._marks: Grouper[Mark, bool] = group("mark", self._mark_all, size)
+        self._unmarks: Grouper[Unmark, Unmarked | None] = group("unmark", self._unmark_all, size)
+        self._put_backs: Grouper[PutBack, bool] = group("put back", self._put_back_all, size)
+        self._acceptances: Grouper[Acceptance, bool] = group("settle", settlement.accept, settled_max)
+        self._failures: Grouper[Failure, bool] = group("fail", settlement.fail, settled_max)
+        self._unknowns: Grouper[tuple[int, str, str], bool] = group("unknown", self._unknown_all, size)
+
+    def close_slots(self) -> None:
+        """Start no call any more."""
+        self._slots.close()
+
+    async def send(self, queue: Queue, epoch: int, dispatch_id: str) -> bool:
+        """Take a dispatch to its end. Returns whether its entry is done with; False leaves it to the queue's next
+        reader. Raises nothing but cancellation; cancelled in a call, the outcome of the call is unknown.
+        """
+        request = ClaimRequest(queue.brand_id, dispatch_id, epoch)
+        try:
+            claimed = await self._claimed(request)
+        except Stopping:
+            return False
+        except Exception:
+            log.exception("dispatch not claimed", dispatch_id=dispatch_id)
+            return False
+        if claimed is None:
+            return True
+        self._queue_seconds.observe(max(0.0, time.time() - claimed.created_at.timestamp()))
+        return await self._finish(queue, claimed)
+
+    async def _finish(self, queue: Queue, claimed: Claimed) -> bool:
+        """Take a claimed dispatch to its end, or give it back."""
+        structlog.contextvars.bind_contextvars(request_id=claimed.request_id, dispatch_id=claimed.dispatch_id)
+        progress = _Progress(
+            claimed, claimed.payment_no, claimed.attempts, claimed.payment_no is not None or claimed.attempts > 0
+        )
+        try:
+            await self._carry(queue, progress)
+        except (_Lost, _Ended):
+            return True
+        except (Stopping, SlotsClosed):
+            await self._give_back(progress, 0)
+            return False
+        except _Later as later:
+            return await self._give_back(progress, later.seconds)
+        except Exception:
+            return await self._rest(progress)
+        return True
+
+    async def _carry(self, queue: Queue, progress: _Progress) -> None:
+        assert len(progress.claimed.mobiles) == progress.claimed.messages, "a dispatch has the messages that it counts"
+        if progress.claimed.messages > self._carrier.limits.max_batch:
+            await self._halve(queue, progress, None)
+            return
+        await self._pay(progress)
+        while True:
+            await self._account.opened(self._stop)
+            await self._slots.acquire(queue)
+            try:
+                call_id, outcome = await self._submit(progress)
+            finally:
+                self._slots.release()
+            if outcome is not None and await self._settle(queue, progress, call_id, outcome):
+                return
+
+    # Claim.
+
+    async def _claimed(self, request: ClaimRequest) -> Claimed | None:
+        async def claim(again: bool) -> Claimed | None:
+            return await self._claims.submit(replace(request, again=again or request.again))
+
+        # After a lost answer our own claim may stand there, and nobody else works on it.
+        return await self._insist("claim", claim, patient=False)
+
+    async def _claim_all(self, requests: list[ClaimRequest]) -> list[Claimed | None]:
+        async with self._database.connection() as connection:
+            claimed = await sending.claim(connection, requests, self._mode)
+        # An id that came twice is one dispatch: its first asker has it.
+        return [claimed.pop((request.brand_id, request.dispatch_id), None) for request in requests]
+
+    # Pay.
+
+    async def _pay(self, progress: _Progress) -> None:
+        failures = freezes = 0
+        while progress.payment_no is None:
+            claimed = progress.claimed
+            request = cost_center_pb2.SmsSendPayRequest(
+                brand_id=claimed.brand_id,
+                request_id=claimed.dispatch_id,
+                order_no=claimed.order_no,
+                segments=claimed.segments,
+            )
+            self._stop.check()
+            progress.tried = True
+            try:
+                progress.payment_no = (await self._payments.submit(request)).payment_no
+            except Refusal as refusal:
+                if _is_outage(refusal):
+                    failures += 1
+                    await self._back_off("pay", failures, refusal)
+                elif refusal.reason == "FREEZE_EXPIRED" and freezes < _FREEZES_ANEW_MAX:
+                    freezes += 1
+                    await self._freeze_anew(progress)
+                elif refusal.reason in _UNCHARGED:
+                    await self._fail_uncharged(progress, refusal)
+                else:
+                    raise
+
+    async def _freeze_anew(self, progress: _Progress) -> None:
+        """Freeze once more, and record it before it is paid from: whoever pays again must name the same freeze."""
+        claimed = progress.claimed
+        request = cost_center_pb2.SmsSendPrePayRequest(
+            brand_id=claimed.brand_id,
+            request_id=freeze_id_of(claimed.dispatch_id, claimed.order_no),
+            sms_type=claimed.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
+            segments=claimed.segments,
+        )
+        failures = 0
+        while True:
+            self._stop.check()
+            try:
+                order_no = (await self._freezes.submit(request)).order_no
+                break
+            except Refusal as refusal:
+                if _is_outage(refusal):
+                    failures += 1
+                    await self._back_off("pay", failures, refusal)
+                elif refusal.reason in _UNCHARGED:
+                    await self._fail_uncharged(progress, refusal)
+                else:
+                    raise
+        order = (claimed.brand_id, claimed.dispatch_id, claimed.epoch, order_no)
+        if not await self._insist("order", lambda _: self._orders.submit(order), patient=False):
+            raise _Lost
+        log.info("freeze had expired, frozen once more", order_no=order_no)
+        progress.claimed = replace(claimed, order_no=order_no)
+
+    async def _fail_uncharged(self, progress: _Progress, refusal: Refusal) -> None:
+        claimed = progress.claimed
+        log.info("not sent, not charged", reason=refusal.reason)
+        await self._fail(
+            Failure(claimed.brand_id, claimed.dispatch_id, None, claimed.epoch, refusal.reason, refusal.message[:200]),
+            claimed.messages,
+        )
+        raise _Ended
+
+    async def _pay_all(
+        self, requests: list[cost_center_pb2.SmsSendPayRequest]
+    ) -> list[cost_center_pb2.SmsSendPayResponse | Refusal]:
+        return await self._ledger.batch_pay(requests)
+
+    async def _freeze_all(
+        self, requests: list[cost_center_pb2.SmsSendPrePayRequest]
+    ) -> list[cost_center_pb2.SmsSendPrePayResponse | Refusal]:
+        return await self._ledger.batch_freeze(requests)
+
+    async def _order_all(self, orders: list[tuple[int, str, int, str]]) -> list[bool]:
+        async with self._database.connection() as connection:
+            ours = await sending.set_orders(connection, orders)
+        return [(order[0], order[1]) in ours for order in orders]
+
+    # Mark and call.
+
+    async def _submit(self, progress: _Progress) -> tuple[str, CallOutcome | None]:
+        """Mark and call. Without an outcome the call was not started and the dispatch is claimed again."""
+        started = time.monotonic()
+        call_id = await self._mark(progress)
+        if time.monotonic() - started > self._settings.submit_start_seconds:
+            # Whoever looks for overdue calls may have given this one up.
+            RETRIES.labels("late").inc()
+            log.warning("call not started: too long after its mark", call_id=call_id)
+            if not await self._unmark(progress, call_id):
+                raise _Lost
+            return call_id, None
+        called = time.perf_counter()
+        outcome = await self._call(progress.claimed, call_id)
+        self._call_seconds.observe(time.perf_counter() - called)
+        CARRIER_CALLS.labels(self._carrier.account_id, self._labels[1], outcome.verdict.value).inc()
+        return call_id, outcome
+
+    async def _call(self, claimed: Claimed, call_id: str) -> CallOutcome:
+        try:
+            if self._mode is Mode.SINGLE:
+                return await self._carrier.send_single(SingleCall(call_id, claimed.mobiles[0], claimed.text))
+            return await self._carrier.send_batch(BatchCall(call_id, claimed.mobiles, claimed.text))
+        except Exception:
+            # A carrier does not raise; should one do, the call may have been made.
+            log.exception("carrier adapter failed", call_id=call_id)
+            return CallOutcome(Verdict.UNKNOWN, detail="error of the carrier's adapter")
+
+    async def _mark(self, progress: _Progress) -> str:
+        """Mark a dispatch as being submitted; return the id of its call. Raises `_Lost` when it is not ours."""
+        claimed = progress.claimed
+        failures = tries = 0
+        while True:
+            call_id = progress.call_id
+            assert progress.payment_no is not None, "nothing is submitted unpaid"
+            mark = Mark(
+                claimed.brand_id,
+                claimed.dispatch_id,
+                claimed.epoch,
+                progress.payment_no,
+                self._carrier.account_id,
+                call_id,
+            )
+            try:
+                marked = await self._marks.submit(mark)
+            except OUTAGES as error:
+                failures += 1
+                # The mark may stand there all the same. We know that its call was not made; nobody else can.
+                await self._unmark(progress, call_id)
+                await self._back_off("database", failures, error)
+                continue
+            if marked:
+                return call_id
+            # Freed by a sweeper that took us for dead, or another worker's.
+            tries += 1
+            request = ClaimRequest(claimed.brand_id, claimed.dispatch_id, claimed.epoch)
+            if tries > _CLAIM_TO_MARK_TRIES_MAX or await self._claimed(request) is None:
+                raise _Lost
+
+    async def _unmark(self, progress: _Progress, call_id: str) -> bool:
+        """Take back a mark of ours whose call was not made; False when there is none."""
+        claimed = progress.claimed
+        item = Unmark(claimed.brand_id, claimed.dispatch_id, call_id, claimed.epoch, judged=False)
+        unmarked = await self._insist("unmark", lambda _: self._unmarks.submit(item), patient=True)
+        if unmarked is None:
+            return False
+        progress.attempts = unmarked.attempts
+        return True
+
+    async def _mark_all(self, marks: list[Mark]) -> list[bool]:
+        async with self._database.connection() as connection:
+            marked = await sending.mark(connection, marks)
+        return _first_only(marked, [(item.brand_id, item.dispatch_id) for item in marks])
+
+    async def _unmark_all(self, items: list[Unmark]) -> list[Unmarked | None]:
+        async with self._database.connection() as connection:
+            unmarked = await sending.unmark(connection, items)
+        return [unmarked.get((item.brand_id, item.dispatch_id)) for item in items]
+
+    # Settle.
+
+    async def _settle(self, queue: Queue, progress: _Progress, call_id: str, outcome: CallOutcome) -> bool:
+        """Record what became of a call; False when it is to be made again."""
+        verdict = outcome.verdict
+        claimed = progress.claimed
+        if verdict is Verdict.ACCEPTED:
+            self._account.accepted()
+            await self._accept(claimed, call_id, outcome)
+        elif verdict is Verdict.UNKNOWN:
+            await self._set_unknown(claimed, call_id, outcome)
+        elif verdict is Verdict.BAD_NUMBER and claimed.messages > 1:
+            await self._halve(queue, progress, call_id)
+        elif verdict in (Verdict.REFUSED, Verdict.BAD_NUMBER):
+            log.info("refused by the carrier", code=outcome.code, messages=claimed.messages)
+            await self._fail(_failure(claimed, call_id, outcome), claimed.messages)
+        else:
+            await self._again(progress, call_id, outcome)
+            return False
+        return True
+
+    async def _accept(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
+        item = Acceptance(
+            claimed.brand_id,
+            claimed.dispatch_id,
+            call_id,
+            outcome.carrier_message_id,
+            outcome.code,
+            min(outcome.failed_count, claimed.messages),
+        )
+        if item.failed_count:
+            log.warning("accepted in part, which part is not told", failed_count=item.failed_count)
+        if await self._insist("settle", lambda _: self._acceptances.submit(item), patient=True):
+            RESULTS.labels(self._labels[0], "sent").inc(claimed.messages)
+
+    async def _fail(self, item: Failure, messages: int) -> None:
+        if await self._insist("fail", lambda _: self._failures.submit(item), patient=True):
+            RESULTS.labels(self._labels[0], "failed").inc(messages)
+
+    async def _set_unknown(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
+        call = (claimed.brand_id, claimed.dispatch_id, call_id)
+        if await self._insist("unknown", lambda _: self._unknowns.submit(call), patient=True):
+            RESULTS.labels(self._labels[0], "unknown").inc(claimed.messages)
+            log.warning("outcome unknown", call_id=call_id, code=outcome.code, detail=outcome.detail)
+
+    async def _again(self, progress: _Progress, call_id: str, outcome: CallOutcome) -> None:
+        """Claim again what the carrier surely did not accept, and wait; or fail it when it took too long."""
+        claimed, settings = progress.claimed, self._settings
+        item = Unmark(claimed.brand_id, claimed.dispatch_id, call_id, None, judged=True)
+        unmarked = await self._insist("unmark", lambda _: self._unmarks.submit(item), patient=True)
+        if unmarked is None:
+            raise _Lost
+        progress.attempts = unmarked.attempts
+        stopped = outcome.verdict is Verdict.STOP_ACCOUNT
+        asked = outcome.retry_after_s or 0.0
+        # A stopped account and closed hours are not the message's fault; it has as long as an outcome may take.
+        patience = settings.carrier_retry_seconds
+        if stopped or asked > settings.hold_seconds:
+            patience = settings.outcome_hours * 3_600
+        if unmarked.retrying_seconds >= patience:
+            log.warning("not accepted for too long", code=outcome.code, attempts=unmarked.attempts)
+            await self._fail(
+                Failure(
+                    claimed.brand_id,
+                    claimed.dispatch_id,
+                    None,
+                    claimed.epoch,
+                    outcome.code or "NOT_ACCEPTED",
+                    outcome.detail,
+                ),
+                claimed.messages,
+            )
+            raise _Ended
+        RETRIES.labels("stopped" if stopped else "carrier").inc()
+        if stopped:
+            self._account.stop(outcome.code, outcome.detail)
+            return
+        progress.pauses += 1
+        wait = delay_seconds(progress.pauses, base=settings.retry_base_seconds, longest=settings.retry_max_seconds)
+        wait = max(wait, asked)
+        log.info("not accepted for now", code=outcome.code, attempts=unmarked.attempts, wait_seconds=round(wait, 3))
+        if wait > settings.hold_seconds:
+            raise _Later(wait)
+        await self._stop.sleep(wait)
+
+    async def _halve(self, queue: Queue, progress: _Progress, call_id: str | None) -> None:
+        """Replace a chunk by two halves of the same payment and take both to their end."""
+        claimed = progress.claimed
+        now_ms = time.time_ns() // 1_000_000
+        first = self._identifiers.new(claimed.brand_id, now_ms)
+        second = self._identifiers.new(claimed.brand_id, now_ms)
+
+        async def halve(_again: bool) -> None:
+            async with self._database.connection() as connection:
+                await sending.halve(
+                    connection,
+                    claimed.brand_id,
+                    claimed.dispatch_id,
+                    (first, second),
+                    call_id=call_id,
+                    epoch=claimed.epoch,
+                )
+
+        await self._insist("halve", halve, patient=True)
+        log.info("chunk halved", messages=claimed.messages, first=first, second=second)
+        await asyncio.gather(*(self._send_half(queue, claimed, half) for half in (first, second)))
+
+    async def _send_half(self, queue: Queue, parent: Claimed, dispatch_id: str) -> None:
+        # Whether the halves exist is asked of the record: the answer to halving may have been lost.
+        request = ClaimRequest(parent.brand_id, dispatch_id, parent.epoch, again=True)
+        try:
+            half = await self._claimed(request)
+        except Stopping:
+            # A sweeper finds it: claimed under an epoch that is over.
+            return
+        if half is not None:
+            await self._finish(queue, half)
+
+    async def _unknown_all(self, calls: list[tuple[int, str, str]]) -> list[bool]:
+        async with self._database.connection() as connection:
+            unknown = await sending.set_unknown(connection, calls)
+        return [(call[0], call[1]) in unknown for call in calls]
+
+    # Giving back.
+
+    async def _give_back(self, progress: _Progress, seconds: float, failures: int = 0) -> bool:
+        """Put a claimed dispatch back to its queue; whether its entry is done with, because a sweeper will make one."""
+        claimed = progress.claimed
+        item = PutBack(
+            claimed.brand_id,
+            claimed.dispatch_id,
+            claimed.epoch,
+            progress.tried,
+            progress.payment_no,
+            seconds,
+            failures,
+        )
+        try:
+            await self._insist("put back", lambda _: self._put_backs.submit(item), patient=True)
+        except Exception:
+            log.exception("dispatch not given back")
+            return False
+        return seconds > 0
+
+    async def _rest(self, progress: _Progress) -> bool:
+        """Put off a dispatch that met an error of ours; after some tries for long."""
+        settings = self._settings
+        failures = progress.attempts + 1
+        rests = failures >= settings.dispatch_tries_max
+        RETRIES.labels("error").inc()
+        log.exception("dispatch failed, it rests" if rests else "dispatch failed, tried again later", tries=failures)
+        seconds = delay_seconds(failures, base=settings.retry_base_seconds, longest=settings.retry_max_seconds)
+        return await self._give_back(progress, settings.dispatch_rest_seconds if rests else seconds, failures=1)
+
+    async def _put_back_all(self, items: list[PutBack]) -> list[bool]:
+        async with self._database.connection() as connection:
+            ours = await sending.put_back(connection, items)
+        return [(item.brand_id, item.dispatch_id) in ours for item in items]
+
+    # Patience.
+
+    async def _insist(self, what: str, step: Callable[[bool], Awaitable[R]], *, patient: bool) -> R:
+        """Do a step until the database answers. `step` is told whether it was tried before.
+
+        `patient`: go on when the worker stops, until its drain time is over: what was submitted must be recorded.
+        """
+        failures = 0
+        while True:
+            if not patient:
+                self._stop.check()
+            try:
+                return await step(failures > 0)
+            except OUTAGES as error:
+                failures += 1
+                RETRIES.labels("database").inc()
+                wait = delay_seconds(failures, base=0.1, longest=self._settings.loop_retry_seconds_max)
+                log.warning("step failed, tried again", step=what, failures=failures, error=type(error).__name__)
+                if patient:
+                    await asyncio.sleep(wait)
+                else:
+                    await self._stop.sleep(wait)
+
+    async def _back_off(self, what: str, failures: int, error: Exception) -> None:
+        RETRIES.labels(what).inc()
+        wait = delay_seconds(failures, base=0.1, longest=self._settings.loop_retry_seconds_max)
+        log.warning("step failed, tried again", step=what, failures=failures, error=type(error).__name__)
+        await self._stop.sleep(wait)
+
+
+def _observed(
+    stage: str, run: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
+) -> Callable[[list[T]], Awaitable[Sequence[R | Exception]]]:
+    seconds, sizes = STAGE_SECONDS.labels(stage), STAGE_SIZE.labels(stage)
+
+    async def observed(items: list[T]) -> Sequence[R | Exception]:
+        started = time.perf_counter()
+        try:
+            return await run(items)
+        finally:
+            seconds.observe(time.perf_counter() - started)
+            sizes.observe(len(items))
+
+    return observed
+
+
+def _first_only(found: set[tuple[int, str]], asked: Sequence[tuple[int, str]]) -> list[bool]:
+    """Whether each key was found; one that was asked for twice belongs to its first asker."""
+    results = []
+    for key in asked:
+        results.append(key in found)
+        found.discard(key)
+    return results
+
+
+def _failure(claimed: Claimed, call_id: str, outcome: CallOutcome) -> Failure:
+    return Failure(
+        claimed.brand_id,
+        claimed.dispatch_id,
+        call_id,
+        None,
+        outcome.code or outcome.verdict.name,
+        outcome.detail,
+    )
+
+
+def _is_outage(refusal: Refusal) -> bool:
+    return isinstance(refusal, Unsettled) or refusal.code.name in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
