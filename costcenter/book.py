@@ -20,7 +20,6 @@ import grpc
 from costcenter.lines import Line, cut, cut_back
 from costcenter.model import (
     Adjustment,
-    BalancePoint,
     Brand,
     BrandStatus,
     Changes,
@@ -182,7 +181,8 @@ class Book:
 
     def time_of(self, brand: Brand) -> datetime:
         """The moment for a brand: the clock, but never behind the brand's last record."""
-        return self.now if brand.last_at is None else max(self.now, brand.last_at)
+        last_at = brand.last_at
+        return self.now if last_at is None or last_at <= self.now else last_at
 
     def book_due(self, brand_id: int, until: datetime, next_freeze_end: datetime | None) -> None:
         """Book, in the order of time, every package's end and every freeze's end up to and with `until`.
@@ -746,7 +746,7 @@ class Book:
         assert 0 <= brand.frozen <= brand.total, brand
         brand.last_at = at
         self.changes.brands[brand.brand_id] = brand
-        self.changes.points[brand.brand_id, at] = BalancePoint(brand.brand_id, at, brand.total, brand.frozen)
+        self.changes.points[brand.brand_id, at] = (brand.total, brand.frozen)
 
     def _freeze_of(self, brand: Brand, order_no: str) -> Freeze:
         freeze = self._freezes.get(order_no)

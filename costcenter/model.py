@@ -231,16 +231,6 @@ class Entry:
 
 
 @dataclass(slots=True)
-class BalancePoint:
-    """A brand's balance from a moment on."""
-
-    brand_id: int
-    at: datetime
-    total: int
-    frozen: int
-
-
-@dataclass(slots=True)
 class PackageOrder:
     """A package that was ordered."""
 
@@ -333,7 +323,8 @@ class Changes:
     refunds: list[Refund] = field(default_factory=list)
     receipts: dict[tuple[str, str], Receipt] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
-    points: dict[tuple[int, datetime], BalancePoint] = field(default_factory=dict)
+    # (brand_id, moment): total and frozen from then on.
+    points: dict[tuple[int, datetime], tuple[int, int]] = field(default_factory=dict)
     orders: dict[str, PackageOrder] = field(default_factory=dict)
     new_orders: set[str] = field(default_factory=set)
     releases: dict[str, ReleaseRequest] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Index,
     Integer,
@@ -121,6 +122,9 @@ package_queue = Table(
     _moment("expires_at", nullable=True),
     _moment("created_at"),
     Column("origin_package_id", BigInteger, nullable=True),
+    # A column that an index names only changes when its value does; the figures change all the time, and an update
+    # that touches no index stays within its page.
+    Column("is_live", Boolean, Computed("remaining > 0", persisted=True), nullable=False),
     PrimaryKeyConstraint("brand_id", "package_id"),
     CheckConstraint("granted = remaining + paid - refunded + expired", name="package_adds_up"),
     CheckConstraint("0 <= held and held <= remaining", name="package_held_within_remaining"),
@@ -130,7 +134,7 @@ package_queue = Table(
     CheckConstraint("source between 1 and 3", name="package_source_known"),
     CheckConstraint("(source = 3) = (origin_package_id is not null)", name="package_refund_has_origin"),
     # What can be spent or is held: all that an operation on a brand looks at.
-    Index("package_queue_live", "brand_id", "package_id", postgresql_where=text("remaining > 0")),
+    Index("package_queue_live", "brand_id", "package_id", postgresql_where=text("is_live")),
     # One package takes the refunds of an expired one.
     Index(
         "package_queue_origin",
@@ -204,6 +208,7 @@ freeze = Table(
     _moment("created_at"),
     _moment("expires_at"),
     Column("record_no", BigInteger, nullable=False),
+    Column("is_open", Boolean, Computed("paid + released + timed_out < segments", persisted=True), nullable=False),
     PrimaryKeyConstraint("brand_id", "order_no"),
     CheckConstraint("segments > 0", name="freeze_positive"),
     CheckConstraint("paid >= 0 and released >= 0 and timed_out >= 0", name="freeze_not_negative"),
@@ -211,7 +216,7 @@ freeze = Table(
     CheckConstraint("expires_at > created_at", name="freeze_lasts"),
     CheckConstraint("cardinality(line_packages) = cardinality(line_segments)", name="freeze_lines_whole"),
     # Those that can still end by themselves.
-    Index("freeze_open", "brand_id", "expires_at", postgresql_where=text("paid + released + timed_out < segments")),
+    Index("freeze_open", "brand_id", "expires_at", postgresql_where=text("is_open")),
     postgresql_with={"fillfactor": "80"},
 )
 

@@ -1,6 +1,8 @@
 """SQL of the ledger: the one place that reads and writes its tables.
 
-Every statement is set-based: it takes the keys or rows of a whole group as arrays.
+Every statement is set-based: it takes the keys or rows of a whole group as arrays. Reads look each key up behind an
+`offset 0`, which the planner does not look through: a plan that was made while a table was small would else walk the
+whole table for every group once it has grown.
 """
 
 from __future__ import annotations
@@ -70,22 +72,24 @@ OFFER_COLUMNS = "offer_id, name, segments, price, currency, validity_days, valid
 LOAD_BRANDS = f"""
 select {BRAND_COLUMNS}
 from unnest(%s::bigint[]) as k(brand_id)
-join costcenter.brand b on b.brand_id = k.brand_id
-join costcenter.balance l on l.brand_id = k.brand_id
+cross join lateral (select * from costcenter.brand b where b.brand_id = k.brand_id offset 0) b
+cross join lateral (select * from costcenter.balance l where l.brand_id = k.brand_id offset 0) l
 """
 
 # Packages with something remaining: all that can be spent, and all that is held.
 LOAD_LIVE_PACKAGES = f"""
 select {PACKAGE_COLUMNS}
 from unnest(%s::bigint[]) as k(brand_id)
-join costcenter.package_queue p on p.brand_id = k.brand_id and p.remaining > 0
+cross join lateral (select * from costcenter.package_queue p where p.brand_id = k.brand_id and p.is_live offset 0) p
 """
 
 # Packages by their numbers, spent or not.
 LOAD_PACKAGES = f"""
 select {PACKAGE_COLUMNS}
 from unnest(%s::bigint[], %s::bigint[]) as k(brand_id, package_id)
-join costcenter.package_queue p on p.brand_id = k.brand_id and p.package_id = k.package_id
+cross join lateral (
+    select * from costcenter.package_queue p where p.brand_id = k.brand_id and p.package_id = k.package_id offset 0
+) p
 """
 
 # The packages that payments came from, and the packages of their refunds.
@@ -93,54 +97,77 @@ LOAD_PACKAGES_OF_PAYMENTS = f"""
 with origin as materialized (
     select distinct y.brand_id, u.package_id
     from unnest(%s::bigint[], %s::text[]) as k(brand_id, payment_no)
-    join costcenter.payment y on y.brand_id = k.brand_id and y.payment_no = k.payment_no
+    cross join lateral (
+        select * from costcenter.payment y where y.brand_id = k.brand_id and y.payment_no = k.payment_no offset 0
+    ) y
     cross join lateral unnest(y.line_packages) as u(package_id)
 )
 select {PACKAGE_COLUMNS} from origin k
-join costcenter.package_queue p on p.brand_id = k.brand_id and p.package_id = k.package_id
+cross join lateral (
+    select * from costcenter.package_queue p where p.brand_id = k.brand_id and p.package_id = k.package_id offset 0
+) p
 union all
 select {PACKAGE_COLUMNS} from origin k
-join costcenter.package_queue p on p.brand_id = k.brand_id and p.origin_package_id = k.package_id
+cross join lateral (
+    select * from costcenter.package_queue p
+    where p.brand_id = k.brand_id and p.origin_package_id = k.package_id offset 0
+) p
 """
 
 LOAD_FREEZES = f"""
 select {FREEZE_COLUMNS}
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, order_no)
-join costcenter.freeze f on f.brand_id = k.brand_id and f.order_no = k.order_no
+cross join lateral (
+    select * from costcenter.freeze f where f.brand_id = k.brand_id and f.order_no = k.order_no offset 0
+) f
 """
 
 LOAD_PAYMENTS = f"""
 select {PAYMENT_COLUMNS}
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, payment_no)
-join costcenter.payment y on y.brand_id = k.brand_id and y.payment_no = k.payment_no
+cross join lateral (
+    select * from costcenter.payment y where y.brand_id = k.brand_id and y.payment_no = k.payment_no offset 0
+) y
 """
 
 LOAD_REFUNDS = f"""
 select {REFUND_COLUMNS}
 from unnest(%s::bigint[], %s::text[], %s::text[]) as k(brand_id, payment_no, message_id)
-join costcenter.refund r
-  on r.brand_id = k.brand_id and r.payment_no = k.payment_no and r.message_id = k.message_id
+cross join lateral (
+    select * from costcenter.refund r
+    where r.brand_id = k.brand_id and r.payment_no = k.payment_no and r.message_id = k.message_id offset 0
+) r
 """
 
 LOAD_RECEIPTS = """
 select c.brand_id, c.payment_no, c.message_id, c.segments, c.state, c.carrier_code, c.reported_at, c.recorded_at,
   c.house_loss
 from unnest(%s::bigint[], %s::text[], %s::text[]) as k(brand_id, payment_no, message_id)
-join costcenter.receipt c
-  on c.brand_id = k.brand_id and c.payment_no = k.payment_no and c.message_id = k.message_id
+cross join lateral (
+    select * from costcenter.receipt c
+    where c.brand_id = k.brand_id and c.payment_no = k.payment_no and c.message_id = k.message_id offset 0
+) c
 """
 
 LOAD_ORDERS = f"""
 select {ORDER_COLUMNS}
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, package_order_no)
-join costcenter.package_order o on o.brand_id = k.brand_id and o.package_order_no = k.package_order_no
+cross join lateral (
+    select * from costcenter.package_order o
+    where o.brand_id = k.brand_id and o.package_order_no = k.package_order_no offset 0
+) o
 """
 
 LOAD_PACKAGES_OF_ORDERS = f"""
 select {PACKAGE_COLUMNS}
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, package_order_no)
-join costcenter.package_order o on o.brand_id = k.brand_id and o.package_order_no = k.package_order_no
-join costcenter.package_queue p on p.brand_id = o.brand_id and p.package_id = o.package_id
+cross join lateral (
+    select * from costcenter.package_order o
+    where o.brand_id = k.brand_id and o.package_order_no = k.package_order_no offset 0
+) o
+cross join lateral (
+    select * from costcenter.package_queue p where p.brand_id = o.brand_id and p.package_id = o.package_id offset 0
+) p
 """
 
 LOAD_OFFERS = f"select {OFFER_COLUMNS} from costcenter.package_offer where offer_id = any(%s::text[])"
@@ -148,27 +175,39 @@ LOAD_OFFERS = f"select {OFFER_COLUMNS} from costcenter.package_offer where offer
 LOAD_RELEASES = """
 select r.brand_id, r.release_no, r.order_no, r.segments, r.created_at, r.applied_at, r.released
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, release_no)
-join costcenter.release_request r on r.brand_id = k.brand_id and r.release_no = k.release_no
+cross join lateral (
+    select * from costcenter.release_request r
+    where r.brand_id = k.brand_id and r.release_no = k.release_no offset 0
+) r
 """
 
 LOAD_FREEZES_OF_RELEASES = f"""
 select {FREEZE_COLUMNS}
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, release_no)
-join costcenter.release_request r on r.brand_id = k.brand_id and r.release_no = k.release_no
-join costcenter.freeze f on f.brand_id = r.brand_id and f.order_no = r.order_no
+cross join lateral (
+    select * from costcenter.release_request r
+    where r.brand_id = k.brand_id and r.release_no = k.release_no offset 0
+) r
+cross join lateral (
+    select * from costcenter.freeze f where f.brand_id = r.brand_id and f.order_no = r.order_no offset 0
+) f
 """
 
 LOAD_KEYS = """
 select i.brand_id, i.operation, i.request_id, i.fingerprint, i.reply
 from unnest(%s::bigint[], %s::smallint[], %s::text[]) as k(brand_id, operation, request_id)
-join costcenter.idempotency_key i
-  on i.brand_id = k.brand_id and i.operation = k.operation and i.request_id = k.request_id
+cross join lateral (
+    select * from costcenter.idempotency_key i
+    where i.brand_id = k.brand_id and i.operation = k.operation and i.request_id = k.request_id offset 0
+) i
 """
 
 LOAD_PAYMENT_KEYS = """
 select i.brand_id, i.request_id, i.fingerprint, i.reply
 from unnest(%s::bigint[], %s::text[]) as k(brand_id, request_id)
-join costcenter.payment_key i on i.brand_id = k.brand_id and i.request_id = k.request_id
+cross join lateral (
+    select * from costcenter.payment_key i where i.brand_id = k.brand_id and i.request_id = k.request_id offset 0
+) i
 """
 
 # Open freezes that have ended, soonest first, a bounded number of them for each brand.
@@ -177,7 +216,7 @@ select {FREEZE_COLUMNS}
 from unnest(%s::bigint[], %s::timestamptz[]) as k(brand_id, until)
 cross join lateral (
     select * from costcenter.freeze f
-    where f.brand_id = k.brand_id and f.paid + f.released + f.timed_out < f.segments and f.expires_at <= k.until
+    where f.brand_id = k.brand_id and f.is_open and f.expires_at <= k.until
     order by f.expires_at limit %s
 ) f
 """
@@ -188,7 +227,7 @@ select k.brand_id, f.expires_at
 from unnest(%s::bigint[], %s::timestamptz[]) as k(brand_id, until)
 cross join lateral (
     select f.expires_at from costcenter.freeze f
-    where f.brand_id = k.brand_id and f.paid + f.released + f.timed_out < f.segments and f.expires_at > k.until
+    where f.brand_id = k.brand_id and f.is_open and f.expires_at > k.until
     order by f.expires_at limit 1
 ) f
 """
@@ -677,7 +716,11 @@ async def write(
                 if (b.brand_id in changes.new_brands) is is_new
             ],
         )
-    await send(POINTS.upsert, POINTS, [(p.brand_id, p.at, p.total, p.frozen) for p in changes.points.values()])
+    await send(
+        POINTS.upsert,
+        POINTS,
+        [(brand_id, at, total, frozen) for (brand_id, at), (total, frozen) in changes.points.items()],
+    )
     await _write_packages(send, changes)
     await _write_freezes(send, changes)
     await _write_payments(send, changes)

@@ -6,13 +6,19 @@ tenth of what a driver's generic list adapter does. Syntax: https://www.postgres
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 
 def integers(values: Iterable[int | None]) -> str:
     """Literal of an array of numbers; None becomes NULL."""
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def nested(values: Iterable[Sequence[int | None]]) -> str:
+    """Literal of an array of texts, each the literal of an array of numbers."""
+    # Braces and commas need quotes around them, and nothing in a number needs more.
+    return "{" + ",".join([f'"{integers(value)}"' for value in values]) + "}"
 
 
 def texts(values: Iterable[str | None]) -> str:

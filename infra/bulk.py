@@ -16,13 +16,17 @@ _LITERALS: dict[str, Callable[[Iterable[Any]], str]] = {
     "timestamptz": arrays.moments,
     "boolean": arrays.booleans,
     "bytea": arrays.binaries,
-    "bigint[]": lambda values: arrays.texts([arrays.integers(value) for value in values]),
-    "smallint[]": lambda values: arrays.texts([arrays.integers(value) for value in values]),
+    "bigint[]": arrays.nested,
+    "smallint[]": arrays.nested,
 }
 
 
 class Bulk:
     """Statements that insert or update rows of a table, given as tuples in the order of `columns`.
+
+    `update` looks each row up by its key and changes it where it lies, in an order that leaves the planner no other
+    choice: joined freely, a plan made for a small table would walk a large one. Whoever updates holds a lock that keeps
+    others from moving the rows meanwhile.
 
     Parameters: `table` with its schema; `columns` names and PostgreSQL types; `keys` how many of the first columns are
     the key that `update` finds its rows by.
@@ -37,10 +41,14 @@ class Bulk:
         values = [f"v.{name}::{type_}" if type_.endswith("[]") else f"v.{name}" for name, type_ in columns.items()]
         source = f"unnest({arrays_}) as v({', '.join(names)})"
         self.insert = f"insert into {table} ({', '.join(names)}) select {', '.join(values)} from {source}"  # noqa: S608
-        key = " and ".join(f"t.{name} = v.{name}" for name in names[:keys])
-        self.join = f"from {source}"
-        assignments = ", ".join(f"{name} = {value}" for name, value in zip(names[keys:], values[keys:], strict=True))
-        self.update = f"update {table} as t set {assignments} from {source} where {key}"  # noqa: S608
+        key = " and ".join(f"r.{name} = v.{name}" for name in names[:keys])
+        assignments = ", ".join(f"{name} = v.{name}" for name in names[keys:])
+        given = ", ".join(f"{value} as {name}" for name, value in zip(names, values, strict=True))
+        found = f"cross join lateral (select ctid from {table} r where {key} offset 0) r"  # noqa: S608
+        self.update = (
+            f"update {table} as t set {assignments} from "  # noqa: S608
+            f"(select r.ctid as place, {given} from {source} {found} offset 0) v where t.ctid = v.place"
+        )
         excluded = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
         self.upsert = f"{self.insert} on conflict ({', '.join(names[:keys])}) do update set {excluded}"
 

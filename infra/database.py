@@ -25,7 +25,7 @@ TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSEr
 # With arrays as parameters the planner cannot know how many rows come; a plan made for an empty table would then
 # scan a full one. Only index look-ups stay flat as tables grow, so they are all that is left to choose.
 LOOKUP_OPTIONS = (
-    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
     " -c jit=off -c plan_cache_mode=force_generic_plan"
 )
 

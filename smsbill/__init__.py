@@ -1,0 +1,1 @@
+"""The roof: the `smsbill` command and the assembly of the services into one stack."""

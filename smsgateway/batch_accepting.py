@@ -189,9 +189,9 @@ class BatchAcceptor:
             yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments), messages
 
     async def _forget(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
+        """Forget a refused batch, unless another call of the same request_id got it accepted meanwhile."""
         async with self._database.connection() as connection:
-            if await store.delete_accepting_batches(connection, [key]):
-                raise refusal
+            await store.delete_accepting_batches(connection, [key])
             found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
         if found is None or found.target_id != key.target_id or found.reply is None:
             raise refusal

@@ -1,7 +1,5 @@
 """The gRPC service `smsgateway.v1.SmsGateway`: it translates, others decide."""
 
-# ruff: noqa: N802 - the methods are named as in the proto
-
 from __future__ import annotations
 
 import asyncio

@@ -62,7 +62,7 @@ class FakeCostCenter(_Ledger, _Admin):  # type: ignore[misc] # the RPCs that are
         self.tokens[secret_hash(secret)] = cost_center_admin_pb2.Token(
             token_id=secret,
             name=secret,
-            roles=[int(role) for role in roles],
+            roles=[cost_center_admin_pb2.Role.ValueType(role) for role in roles],
             all_brands=brand_ids is None,
             brand_ids=brand_ids or (),
         )

@@ -14,13 +14,20 @@ import psycopg
 from fake_cost_center import SERVICE_SECRET, FakeCostCenter
 
 from infra.authorization import Role
+from infra.database import LOOKUP_OPTIONS, Database
 from infra.errors import Refusal
 from infra.grpc_server import bearer
 from infra.grpc_status import from_error
+from infra.identifiers import IdentifierSource
 from infra.telemetry import REGISTRY
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
+from smsgateway.abandoned import AbandonedCalls
+from smsgateway.dispatch_queue import DispatchQueue
+from smsgateway.ledger_client import LedgerClient
 from smsgateway.process import GatewayProcess
+from smsgateway.queues import Queues, open_redis
 from smsgateway.settings import Settings
+from smsgateway.settling import MessageSettler
 
 BRAND, OTHER_BRAND = 7, 8
 SENDER, VIEWER, OTHER_SENDER = "sender", "viewer", "other sender"
@@ -117,12 +124,32 @@ async def running_gateway(
         await asyncio.wait_for(process.stop(), SECONDS)
 
 
-def gateway_settings(target: str, database_url: str, redis_url: str, **changes: Any) -> Settings:
+@asynccontextmanager
+async def abandoned_calls(gateway: Gateway, **changes: Any) -> AsyncIterator[AbandonedCalls]:
+    """The sweeper's part, on connections of its own."""
+    settings = gateway.settings.model_copy(update=changes)
+    database = Database(settings.database_url, size=4, wait_seconds=5, options=LOOKUP_OPTIONS)
+    await database.open()
+    redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
+    ledger = LedgerClient(settings)
+    queue = DispatchQueue(database, Queues(redis), settings)
+    identifiers = IdentifierSource()
+    settler = MessageSettler(database, ledger, queue, identifiers)
+    try:
+        yield AbandonedCalls(database, ledger, settler, identifiers, settings)
+    finally:
+        await queue.close()
+        await ledger.close()
+        await redis.aclose()
+        await database.close()
+
+
+def gateway_settings(target: str, database_server: str, redis_server: str, **changes: Any) -> Settings:
     """Settings on free ports, with short waits."""
     values: dict[str, Any] = {
         "_env_file": None,
-        "database_url": database_url,
-        "redis_url": redis_url,
+        "database_url": database_server,
+        "redis_url": redis_server,
         "gateway_address": "127.0.0.1:0",
         "http_address": "127.0.0.1:0",
         "costcenter_target": target,

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 # Queues asked for in one round trip.
 _LEASES_AT_ONCE = 64
 _READS_AT_ONCE = 64
+# How often idle queues are looked for; many steps are taken in between.
+_TIDY_SECONDS = 0.2
 
 
 class Lane:
@@ -45,9 +47,7 @@ class Lane:
         self._sender = sender
         self._stop = stop
         self._settings = settings
-        self._leases = Leases(
-            queues, worker, ttl_seconds=settings.lease_seconds, leases_max=settings.leases_max
-        )
+        self._leases = Leases(queues, worker, ttl_seconds=settings.lease_seconds, leases_max=settings.leases_max)
         single = mode is Mode.SINGLE
         quantum = settings.single_quantum if single else settings.batch_quantum
         self._turns: Turns[Queue] = Turns(
@@ -59,6 +59,8 @@ class Lane:
         self._ids_in_hand: set[tuple[int, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_since: dict[Queue, float] = {}
+        self._yielding: set[Queue] = set()
+        self._tidied_at = 0.0
         self._acknowledgements: Grouper[tuple[Queue, str], None] = Grouper(
             self._acknowledge_all, group_max=1_000, queue_max=settings.stage_queue_max, name="queue of acknowledgements"
         )
@@ -75,6 +77,8 @@ class Lane:
         """A queue has entries; `freed`: another worker gave it back."""
         if self._stop.is_set:
             return
+        if queue in self._yielding:
+            return
         if self._leases.lease_of(queue) is not None:
             self._idle_since.pop(queue, None)
             self._turns.offer(queue)
@@ -89,15 +93,20 @@ class Lane:
         for lease in await self._leases.acquire(group_max=_LEASES_AT_ONCE):
             self._turns.offer(lease.queue)
         progress = await self._read()
-        await self._release_idle()
-        self._leases_gauge.set(len(self._leases))
-        self._in_hand_gauge.set(len(self._tasks))
+        if time.monotonic() - self._tidied_at >= _TIDY_SECONDS:
+            self._tidied_at = time.monotonic()
+            await self._release_idle()
+            await self._give_way()
+            self._leases_gauge.set(len(self._leases))
+            self._in_hand_gauge.set(len(self._tasks))
         return progress
 
     async def renew(self) -> None:
         """Prolong the leases. What is in hand of a lost one goes on: each of its steps is conditional."""
         for lease in await self._leases.renew():
             self._forget(lease)
+            self._leases.want(lease.queue)
+            self.wake.set()
 
     async def drain(self, seconds: float) -> None:
         """Finish or give back what is in hand, at most so long; then what has not ended is left as it is."""
@@ -128,6 +137,7 @@ class Lane:
             if lease is None:
                 self._turns.done(queue, count)
                 self._turns.drop(queue)
+                self._forget_if_done(queue)
                 continue
             requests.append((lease, count, self._leases.cursor(queue)))
         if not requests:
@@ -188,7 +198,9 @@ class Lane:
 
     def _done(self, queue: Queue) -> None:
         self._turns.done(queue)
-        if self._turns.is_idle(queue):
+        if self._leases.lease_of(queue) is None:
+            self._forget_if_done(queue)
+        elif self._turns.is_idle(queue):
             self._idle_since[queue] = time.monotonic()
         if self._turns.waiting:
             self.wake.set()
@@ -200,7 +212,7 @@ class Lane:
             # The next reader finds that nothing is left to do for it.
             log.warning("entry not acknowledged", queue=queue.name, error=type(error).__name__)
 
-    async def _acknowledge_all(self, entries: list[tuple[Queue, str]]) -> Sequence[None | Refusal]:
+    async def _acknowledge_all(self, entries: list[tuple[Queue, str]]) -> Sequence[Refusal | None]:
         await self._queues.acknowledge(entries)
         return [None] * len(entries)
 
@@ -234,8 +246,31 @@ class Lane:
             self._turns.offer(queue)
             self.wake.set()
 
+    async def _give_way(self) -> None:
+        """Give queues back that still have entries when others wait for a lease and every one is taken."""
+        if self._leases.wanted and self._leases.is_full:
+            # Those held longest; each has had at least a turn since it was leased.
+            for queue in self._leases.held[: min(self._leases.wanted, _LEASES_AT_ONCE)]:
+                if queue not in self._yielding and self._leases.cursor(queue) == NEW:
+                    self._yielding.add(queue)
+                    self._turns.drop(queue)
+        done = [queue for queue in self._yielding if self._turns.in_hand_of(queue) == 0]
+        if not done:
+            return
+        await self._leases.release(done, even_with_entries=True)
+        for queue in done:
+            self._yielding.discard(queue)
+            self._idle_since.pop(queue, None)
+            self._turns.drop(queue)
+            self._forget_if_done(queue)
+        self.wake.set()
+
     def _forget(self, lease: Lease) -> None:
         self._idle_since.pop(lease.queue, None)
+        self._yielding.discard(lease.queue)
         self._turns.drop(lease.queue)
-        if self._turns.in_hand_of(lease.queue) == 0:
-            self._turns.forget(lease.queue)
+        self._forget_if_done(lease.queue)
+
+    def _forget_if_done(self, queue: Queue) -> None:
+        if self._turns.in_hand_of(queue) == 0:
+            self._turns.forget(queue)

@@ -53,8 +53,13 @@ class Leases:
         return len(self._wanted)
 
     @property
+    def is_full(self) -> bool:
+        """Whether no queue can be taken on."""
+        return len(self._held) >= self._leases_max
+
+    @property
     def held(self) -> list[Queue]:
-        """The queues that are ours."""
+        """The queues that are ours, those held longest first."""
         return list(self._held)
 
     def lease_of(self, queue: Queue) -> Lease | None:

@@ -131,6 +131,15 @@ class Settings(gateway_settings.Settings):
     stalled_seconds: float = Field(
         60, gt=0, le=86_400, description="Without progress for so long: is it still queued? Longer than any lease"
     )
+    stalled_after_loss_seconds: float = Field(
+        5,
+        gt=0,
+        le=86_400,
+        description="The same after Redis has lost its data, so that its queues are rebuilt soon",
+    )
+    rebuild_seconds: float = Field(
+        30, gt=0, le=3_600, description="How long after such a loss the queues are looked through so closely"
+    )
     sweep_page: int = Field(500, ge=1, le=10_000, description="Rows looked at in one go")
     sweep_pages_max: int = Field(200, ge=1, le=100_000, description="Pages of one pass; the next goes on after them")
     cleanup_seconds: float = Field(60, gt=0, le=86_400, description="Time between two clean-ups")

@@ -131,7 +131,7 @@ class Turns(Generic[K]):
         window = min(self._window, max(share, self._quantum)) - standing.in_hand
         # A queue with a full window waits until it can give a part worth reading, not for each entry that gets done.
         worth = min(self._quantum, max(1, self._window // 4))
-        if window < worth and standing.in_hand:
+        if min(window, room) < worth and standing.in_hand:
             return 0
         return max(0, min(self._quantum, window, room))
 

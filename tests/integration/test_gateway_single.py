@@ -10,19 +10,24 @@ import psycopg
 import pytest
 import redis.asyncio
 from fake_cost_center import FakeCostCenter
-from gateway_harness import BRAND, OTHER_SENDER, SECONDS, VIEWER, Gateway, eventually, metric, running_gateway
+from gateway_harness import (
+    BRAND,
+    OTHER_SENDER,
+    SECONDS,
+    VIEWER,
+    Gateway,
+    abandoned_calls,
+    eventually,
+    metric,
+    running_gateway,
+)
 
-from infra.database import LOOKUP_OPTIONS, Database
 from infra.embedded import EmbeddedServers
 from infra.errors import Refusal
 from infra.identifiers import IdentifierSource, brand_of
 from protos.costcenter.v1 import cost_center_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2
-from smsgateway.abandoned import AbandonedCalls
-from smsgateway.dispatch_queue import DispatchQueue
-from smsgateway.ledger_client import LedgerClient
-from smsgateway.queues import Queues, open_redis, stream_key
-from smsgateway.settling import MessageSettler
+from smsgateway.queues import stream_key
 
 pytestmark = pytest.mark.timeout(60)
 State = sms_gateway_pb2.MessageState
@@ -416,31 +421,3 @@ async def test_database_down(gateway: Gateway, servers: EmbeddedServers) -> None
     after = await gateway.send(request_id="r2")
     assert (await gateway.message(before.message_id)).order_no == before.order_no
     assert (await gateway.message(after.message_id)).order_no == after.order_no
-
-
-def abandoned_calls(gateway: Gateway, **changes: Any) -> Any:
-    """The sweeper's part, on connections of its own."""
-    return _abandoned_calls(gateway, changes)
-
-
-class _abandoned_calls:  # noqa: N801 - used like a function
-    def __init__(self, gateway: Gateway, changes: dict[str, Any]) -> None:
-        self._settings = gateway.settings.model_copy(update=changes)
-
-    async def __aenter__(self) -> AbandonedCalls:
-        settings = self._settings
-        self._database = Database(settings.database_url, size=4, wait_seconds=5, options=LOOKUP_OPTIONS)
-        await self._database.open()
-        self._redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
-        self._ledger = LedgerClient(settings)
-        queue = DispatchQueue(self._database, Queues(self._redis), settings)
-        identifiers = IdentifierSource()
-        settler = MessageSettler(self._database, self._ledger, queue, identifiers)
-        self._queue = queue
-        return AbandonedCalls(self._database, self._ledger, settler, identifiers, settings)
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._queue.close()
-        await self._ledger.close()
-        await self._redis.aclose()
-        await self._database.close()

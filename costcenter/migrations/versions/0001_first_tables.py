@@ -103,6 +103,12 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("record_no", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "is_open",
+            sa.Boolean(),
+            sa.Computed("paid + released + timed_out < segments", persisted=True),
+            nullable=False,
+        ),
         sa.CheckConstraint("cardinality(line_packages) = cardinality(line_segments)", name="freeze_lines_whole"),
         sa.CheckConstraint("expires_at > created_at", name="freeze_lasts"),
         sa.CheckConstraint("paid + released + timed_out <= segments", name="freeze_settles_at_most_once"),
@@ -118,7 +124,7 @@ def upgrade() -> None:
         ["brand_id", "expires_at"],
         unique=False,
         schema="costcenter",
-        postgresql_where=sa.text("paid + released + timed_out < segments"),
+        postgresql_where=sa.text("is_open"),
     )
     op.create_table(
         "idempotency_key",
@@ -210,6 +216,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("origin_package_id", sa.BigInteger(), nullable=True),
+        sa.Column("is_live", sa.Boolean(), sa.Computed("remaining > 0", persisted=True), nullable=False),
         sa.CheckConstraint("(source = 3) = (origin_package_id is not null)", name="package_refund_has_origin"),
         sa.CheckConstraint("0 <= held and held <= remaining", name="package_held_within_remaining"),
         sa.CheckConstraint("granted = remaining + paid - refunded + expired", name="package_adds_up"),
@@ -227,7 +234,7 @@ def upgrade() -> None:
         ["brand_id", "package_id"],
         unique=False,
         schema="costcenter",
-        postgresql_where=sa.text("remaining > 0"),
+        postgresql_where=sa.text("is_live"),
     )
     op.create_index(
         "package_queue_origin",
@@ -349,7 +356,7 @@ def upgrade() -> None:
     )
     # A lane is one stream of transactions. Four keep two processors and the disk busy; their number is changed by a
     # migration while nothing runs, because a brand's lane follows from it.
-    op.execute("insert into costcenter.lane (lane_id) select generate_series(0, 3)")
+    op.execute("insert into costcenter.lane (lane_id) select generate_series(0, 1)")
 
 
 def downgrade() -> None:
@@ -373,7 +380,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("origin_package_id is not null"),
     )
     op.drop_index(
-        "package_queue_live", table_name="package_queue", schema="costcenter", postgresql_where=sa.text("remaining > 0")
+        "package_queue_live", table_name="package_queue", schema="costcenter", postgresql_where=sa.text("is_live")
     )
     op.drop_table("package_queue", schema="costcenter")
     op.drop_index(
@@ -390,7 +397,7 @@ def downgrade() -> None:
         "freeze_open",
         table_name="freeze",
         schema="costcenter",
-        postgresql_where=sa.text("paid + released + timed_out < segments"),
+        postgresql_where=sa.text("is_open"),
     )
     op.drop_table("freeze", schema="costcenter")
     op.drop_table("entry", schema="costcenter")

@@ -1,0 +1,1 @@
+"""Benchmarks: ours against yardsticks, in turn, in one run."""

@@ -1,0 +1,328 @@
+"""Settling receipts: from the inbox to the cost centre and the message, many at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from infra.database import Connection, Database
+from infra.errors import Refusal
+from infra.grouping import isolating
+from protos.costcenter.v1 import cost_center_pb2
+from smsgateway.ledger_client import Unsettled
+from smsgateway.queues import Queues, ReceiptEntry, ReceiptItem
+from smsgateway.schema import DispatchState, MessageState
+from smsgateway.store import receipts as store
+from smsgateway.store.receipts import Addressee, Finality, Receipt, ReceiptPutOff, Route
+from smsgateway.store.sending import Acceptance
+from workers.backoff import delay_seconds
+from workers.loops import OUTAGES
+from workers.metrics import PARKED, RECEIPTS, REFUNDED, RESULTS, RETRIES, STAGE_SECONDS, STAGE_SIZE, TYPE_NAMES
+from workers.settings import Settings
+from workers.settlement import Settlement
+
+log = structlog.get_logger(__name__)
+
+_State = cost_center_pb2.ReceiptState
+_FINAL: dict[int, MessageState] = {
+    _State.RECEIPT_STATE_DELIVERED: MessageState.DELIVERED,
+    _State.RECEIPT_STATE_UNDELIVERED: MessageState.UNDELIVERED,
+    _State.RECEIPT_STATE_EXPIRED: MessageState.EXPIRED,
+}
+_RESULT_NAMES = {
+    MessageState.DELIVERED: "delivered",
+    MessageState.UNDELIVERED: "undelivered",
+    MessageState.EXPIRED: "expired",
+}
+_DELAY_BASE_SECONDS = 1.0
+_DELAY_MAX_SECONDS = 3_600.0
+_DELAY_IN_OUTAGE_MAX_SECONDS = 15.0
+_CODE_CHARACTERS_MAX = 64
+
+
+class ReceiptLedger(Protocol):
+    """What of the cost centre receipts need (`smsgateway.ledger_client.LedgerClient`)."""
+
+    async def batch_receipt(
+        self, items: Sequence[cost_center_pb2.SmsReceiptStatusCallBackRequest]
+    ) -> list[cost_center_pb2.SmsReceiptStatusCallBackResponse | Refusal]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """A receipt with the message that it speaks of, and the payment that charged it."""
+
+    receipt: Receipt
+    addressee: Addressee
+    payment_no: str
+
+
+class ReceiptConsumer:
+    """Reads the receipt streams and settles what they name. What cannot be settled is put off, never dropped."""
+
+    def __init__(
+        self,
+        database: Database,
+        queues: Queues,
+        ledger: ReceiptLedger,
+        settlement: Settlement,
+        worker: str,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._queues = queues
+        self._ledger = ledger
+        self._settlement = settlement
+        self._worker = worker
+        self._settings = settings
+        self._taken_over_at = [0.0] * queues.receipt_streams
+        # What was read and is not settled; a turn that failed begins with it again.
+        self._in_hand: list[list[ReceiptEntry]] = [[] for _ in range(queues.receipt_streams)]
+        self._settle_isolated = isolating(self._settle_all, OUTAGES)
+
+    async def step(self, number: int) -> bool:
+        """One turn of one stream: read, settle, acknowledge. Waits for receipts a while; True to go on at once."""
+        if not self._in_hand[number]:
+            self._in_hand[number] = await self._read(number)
+        entries = self._in_hand[number]
+        # An id may be queued twice; settled together the same receipt would be reported twice in one call.
+        await self.settle(list(dict.fromkeys(entry.item for entry in entries if entry.item is not None)))
+        self._in_hand[number] = []
+        await self._queues.acknowledge_receipts(number, [entry.entry_id for entry in entries])
+        return True
+
+    async def _read(self, number: int) -> list[ReceiptEntry]:
+        settings = self._settings
+        now = time.monotonic()
+        if now - self._taken_over_at[number] >= settings.receipt_takeover_seconds / 2:
+            self._taken_over_at[number] = now
+            entries = await self._queues.take_over_receipts(
+                number,
+                self._worker,
+                idle_ms=int(settings.receipt_takeover_seconds * 1_000),
+                count=settings.receipt_read_max,
+            )
+            if entries:
+                return entries
+        return await self._queues.read_receipts(
+            number,
+            self._worker,
+            count=settings.receipt_read_max,
+            wait_ms=max(1, int(settings.receipt_wait_seconds * 1_000)),
+        )
+
+    async def settle(self, items: Sequence[ReceiptItem]) -> None:
+        """Settle receipts, or put off those that cannot be. A receipt that is gone was settled before."""
+        if not items:
+            return
+        for item, error in zip(items, await self._settle_isolated(list(items)), strict=True):
+            if isinstance(error, Exception):
+                log.error("receipt not settled", inbox_id=item.inbox_id, exc_info=error)
+                async with self._database.connection() as connection:
+                    loaded = await store.load(connection, [item])
+                    await store.put_off(connection, [self._put_off(one, repr(error), None) for one in loaded])
+
+    async def _settle_all(self, items: list[ReceiptItem]) -> list[Exception | None]:
+        started = time.perf_counter()
+        async with self._database.connection() as connection:
+            loaded = await store.load(connection, items)
+            matched, put_off = await self._match(connection, loaded)
+        unsettled = [item for item in matched if _is_undecided(item.addressee)]
+        if unsettled:
+            await self._settle_dispatches(unsettled)
+        outcomes = await self._report(matched)
+        settled: list[_Matched] = []
+        for item, outcome in zip(matched, outcomes, strict=True):
+            if isinstance(outcome, Refusal):
+                put_off.append(self._put_off(item.receipt, f"{outcome.reason}: {outcome.message}", outcome))
+            else:
+                settled.append(item)
+                REFUNDED.labels("receipt").inc(outcome.refunded)
+        async with self._database.connection() as connection:
+            finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
+            changed = await store.set_final(connection, _first_per_message(finals))
+            await store.delete(connection, [_item(item.receipt) for item in settled])
+            await store.put_off(connection, put_off)
+        self._count(settled, changed)
+        STAGE_SECONDS.labels("receipts").observe(time.perf_counter() - started)
+        STAGE_SIZE.labels("receipts").observe(len(items))
+        return [None] * len(items)
+
+    async def requeue_due(self, limit: int) -> int:
+        """Queue receipts again that are due; return how many."""
+        async with self._database.connection() as connection:
+            items = await store.take_due(connection, hold_seconds=self._settings.receipt_requeue_seconds, limit=limit)
+        await self._queues.push_receipts(items)
+        return len(items)
+
+    async def count_parked(self) -> None:
+        """Tell how many are parked."""
+        async with self._database.connection() as connection:
+            PARKED.labels("receipts").set(await store.count_parked(connection))
+
+    # Whose receipt is it.
+
+    async def _match(
+        self, connection: Connection, receipts: Sequence[Receipt]
+    ) -> tuple[list[_Matched], list[ReceiptPutOff]]:
+        references = {(receipt.account, reference) for receipt in receipts for reference in _references(receipt)}
+        routes = await store.find_routes(connection, sorted(references)) if references else {}
+        asked = {
+            (route.brand_id, route.dispatch_id, receipt.mobile)
+            for receipt in receipts
+            for route in _routes(receipt, routes)
+        }
+        found = await store.find_messages(connection, sorted(asked)) if asked else {}
+        matched: list[_Matched] = []
+        put_off: list[ReceiptPutOff] = []
+        for receipt in receipts:
+            addressee, why = _addressee(receipt, routes, found)
+            payment_no = None if addressee is None else addressee.payment_no or addressee.dispatch_payment_no
+            if addressee is None or payment_no is None:
+                put_off.append(self._put_off(receipt, why or "its message was never paid for", None))
+            else:
+                matched.append(_Matched(receipt, addressee, payment_no))
+        return matched, put_off
+
+    async def _settle_dispatches(self, items: Sequence[_Matched]) -> None:
+        """A receipt says that the carrier took the call: record that first."""
+        calls: dict[tuple[int, str], Acceptance] = {}
+        for item in items:
+            addressee, receipt = item.addressee, item.receipt
+            assert addressee.dispatch_call_id is not None
+            carrier_id = receipt.reference if receipt.reference != addressee.dispatch_call_id else None
+            calls[addressee.brand_id, addressee.dispatch_id] = Acceptance(
+                addressee.brand_id, addressee.dispatch_id, addressee.dispatch_call_id, carrier_id, ""
+            )
+        done = await self._settlement.accept(list(calls.values()))
+        log.info("outcomes decided by receipts", dispatches=sum(done))
+
+    # What the cost centre says.
+
+    async def _report(
+        self, matched: Sequence[_Matched]
+    ) -> Sequence[cost_center_pb2.SmsReceiptStatusCallBackResponse | Refusal]:
+        if not matched:
+            return []
+        try:
+            return await self._ledger.batch_receipt([_request(item) for item in matched])
+        except Refusal as refusal:
+            return [refusal] * len(matched)
+
+    # Later, perhaps.
+
+    def _put_off(self, receipt: Receipt, why: str, refusal: Refusal | None) -> ReceiptPutOff:
+        RETRIES.labels("receipt").inc()
+        parked = receipt.age_seconds > self._settings.receipt_hours * 3_600
+        longest = _DELAY_MAX_SECONDS
+        if isinstance(refusal, Unsettled):
+            # An outage says nothing about the receipt, and its end must not find it asleep.
+            parked, longest = False, _DELAY_IN_OUTAGE_MAX_SECONDS
+        write = log.error if parked else log.info
+        write(
+            "receipt parked" if parked else "receipt put off",
+            inbox_id=receipt.inbox_id,
+            reference=receipt.reference,
+            attempts=receipt.attempts + 1,
+            why=why,
+        )
+        delay = delay_seconds(receipt.attempts + 1, base=_DELAY_BASE_SECONDS, longest=longest)
+        return ReceiptPutOff(_item(receipt), None if parked else delay, why)
+
+    def _count(self, settled: Sequence[_Matched], changed: Sequence[tuple[int, str, int, int]]) -> None:
+        finals = {(brand_id, message_id) for brand_id, message_id, _, _ in changed}
+        for _, _, sms_type, state in changed:
+            RESULTS.labels(TYPE_NAMES[sms_type], _RESULT_NAMES[MessageState(state)]).inc()
+        for item in settled:
+            key = (item.addressee.brand_id, item.addressee.message_id)
+            if item.receipt.state not in _FINAL:
+                result = "pending"
+            elif key in finals:
+                finals.discard(key)
+                result = _RESULT_NAMES[_FINAL[item.receipt.state]]
+            else:
+                result = "repeated"
+            RECEIPTS.labels(result).inc()
+
+
+def _references(receipt: Receipt) -> list[str]:
+    """What a receipt may be known by, the surest first: the id of our call, then the carrier's."""
+    return [reference for reference in (receipt.call_id, receipt.reference) if reference]
+
+
+def _routes(receipt: Receipt, routes: dict[tuple[str, str], Route]) -> list[Route]:
+    known = (routes.get((receipt.account, reference)) for reference in _references(receipt))
+    return [route for route in known if route is not None]
+
+
+def _addressee(
+    receipt: Receipt, routes: dict[tuple[str, str], Route], found: dict[tuple[int, str, str], Addressee]
+) -> tuple[Addressee | None, str]:
+    """The message of a receipt, or why it has none yet."""
+    known = _routes(receipt, routes)
+    if not known:
+        return None, "no call is known by its ids"
+    for route in known:
+        addressee = found.get((route.brand_id, route.dispatch_id, receipt.mobile))
+        if addressee is None:
+            continue
+        if addressee.state != MessageState.QUEUED or _is_undecided(addressee):
+            return addressee, ""
+        return None, "its message is not sent yet"
+    return None, "its call has no such number"
+
+
+def _is_undecided(addressee: Addressee) -> bool:
+    """Whether a receipt decides what became of the call.
+
+    The answer to a batch may still tell that a part of it failed, which a receipt cannot: it is waited for.
+    """
+    if addressee.state != MessageState.QUEUED:
+        return False
+    if addressee.dispatch_state == DispatchState.UNKNOWN:
+        return True
+    return addressee.dispatch_state == DispatchState.SUBMITTING and not addressee.of_batch
+
+
+def _request(item: _Matched) -> cost_center_pb2.SmsReceiptStatusCallBackRequest:
+    receipt, addressee = item.receipt, item.addressee
+    request = cost_center_pb2.SmsReceiptStatusCallBackRequest(
+        brand_id=addressee.brand_id,
+        request_id=receipt.inbox_id,
+        payment_no=item.payment_no,
+        message_id=addressee.message_id,
+        segments=addressee.segments,
+        state=receipt.state,  # type: ignore[arg-type] # the record holds the enum's number
+        carrier_code=receipt.carrier_code[:_CODE_CHARACTERS_MAX],
+    )
+    if receipt.reported_at is not None:
+        request.reported_at.FromDatetime(receipt.reported_at)
+    return request
+
+
+def _finality(item: _Matched) -> Finality:
+    receipt = item.receipt
+    return Finality(
+        item.addressee.brand_id,
+        item.addressee.message_id,
+        _FINAL[receipt.state],
+        receipt.carrier_code,
+        receipt.detail,
+        receipt.reported_at,
+    )
+
+
+def _first_per_message(finals: Sequence[Finality]) -> list[Finality]:
+    """One final state per message: a statement that joins two would pick any."""
+    first: dict[tuple[int, str], Finality] = {}
+    for final in finals:
+        first.setdefault((final.brand_id, final.message_id), final)
+    return list(first.values())
+
+
+def _item(receipt: Receipt) -> ReceiptItem:
+    return ReceiptItem(receipt.account, receipt.reference, receipt.inbox_id)
