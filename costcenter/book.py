@@ -77,8 +77,8 @@ class Terms:
 
     time_to_live_default: timedelta = timedelta(hours=24)
     time_to_live_max: timedelta = timedelta(days=7)
-    # How long after its package's end a refund can still be spent; zero: not at all.
-    refund_grace: timedelta = timedelta(days=30)
+    # How many of the brand's days after its package's end a refund can still be spent; zero: not at all.
+    refund_grace_days: int = 30
     pay_within: timedelta = timedelta(minutes=15)
     time_zone_default: str = "Asia/Shanghai"
 
@@ -591,7 +591,8 @@ class Book:
     ) -> int | None:
         """Book what comes back to a package after its end: into the package of its refunds, or as expired (None)."""
         assert origin.expires_at is not None
-        end = origin.expires_at + self.terms.refund_grace
+        end = validity_end(origin.expires_at, self.terms.refund_grace_days, None, brand.time_zone)
+        assert end is not None
         # The refunds of a refund package get no package again: else failing on purpose would prolong it for ever.
         if origin.source == PackageSource.REFUND or end <= now:
             origin.remaining += segments
@@ -729,7 +730,8 @@ class Book:
                 brand_id=brand.brand_id,
                 record_no=_next_record(brand),
                 at=at,
-                booked_at=self.now,
+                # A clock that was set back says a time before the record's own.
+                booked_at=self.now if at <= self.now else at,
                 kind=kind,
                 package_id=package.package_id,
                 segments=segments,
@@ -761,7 +763,9 @@ class Book:
         return payment
 
     def _number(self, brand: Brand) -> str:
-        return self._identifiers.new(brand.brand_id, self._milliseconds)
+        now = self.time_of(brand)
+        milliseconds = self._milliseconds if now is self.now else int(now.timestamp() * 1000)
+        return self._identifiers.new(brand.brand_id, milliseconds)
 
     # What readers ask.
 

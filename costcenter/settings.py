@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         return Terms(
             time_to_live_default=timedelta(seconds=self.freeze_time_to_live_seconds),
             time_to_live_max=timedelta(seconds=self.freeze_time_to_live_seconds_max),
-            refund_grace=timedelta(days=self.refund_grace_days),
+            refund_grace_days=self.refund_grace_days,
             pay_within=timedelta(seconds=self.order_pay_within_seconds),
             time_zone_default=self.brand_time_zone,
         )

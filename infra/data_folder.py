@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from infra.errors import StartError
+
 # Raise it when an older program could no longer use what a newer one has written.
 FORMAT = 1
 # A socket's path must fit in sockaddr_un: 108 bytes on Linux, 104 on macOS, the closing zero included.
@@ -17,7 +19,7 @@ LONGEST_SOCKET_NAME = "postgres/.s.PGSQL.5432"
 CHOOSE = "choose another data folder (SMSBILL_DATA_DIR)"
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(StartError):
     """An embedded server or its folder cannot be used; the text is one line that says what to do."""
 
     def __init__(self, message: str, *, log_tail: str = "") -> None:

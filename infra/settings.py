@@ -6,7 +6,6 @@ Services read the class that names their own settings; all share what `BaseSetti
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Self
 
@@ -14,13 +13,8 @@ import pydantic
 import pydantic_settings
 from pydantic import Field
 
+from infra.data_folder import default_data_dir
 from infra.errors import StartError
-
-
-def default_data_dir() -> Path:
-    """`smsbill` in the user's data home (https://specifications.freedesktop.org/basedir-spec/latest/)."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "smsbill"
 
 
 class BaseSettings(pydantic_settings.BaseSettings):

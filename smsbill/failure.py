@@ -43,6 +43,9 @@ def described(error: BaseException) -> str | None:
     from infra.errors import Refusal, StartError  # noqa: PLC0415
     from infra.grpc_status import from_error  # noqa: PLC0415
 
+    while isinstance(error, BaseExceptionGroup):
+        # Of several that failed together the first tells enough.
+        error = error.exceptions[0]
     if isinstance(error, grpc.aio.AioRpcError):
         error = from_error(error)
     if isinstance(error, Refusal):

@@ -1,7 +1,7 @@
 """Recipients from a CSV file: read row by row, with every bad row named by its line.
 
-The file is UTF-8 (with or without a byte order mark) or GBK, comma, semicolon or tab separated. Its first line names the
-columns; a file with one column of numbers needs no such line.
+The file is UTF-8 (with or without a byte order mark) or GBK, comma, semicolon or tab separated. Its first line names
+the columns; a file with one column of numbers needs no such line.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class RecipientFile:
             if not self.size:
                 raise CommandError(f"{path} is empty; give a CSV file with a column `mobile`")
             self.encoding = self._detect(encoding)
+        self.columns: list[str] = []
+        """Names of the columns, once the first row was read."""
         self._raw: io.BufferedReader | None = None
 
     @property
@@ -97,6 +99,7 @@ class RecipientFile:
                 continue
             if names is None:
                 names, place, is_data = self._header(cells, start)
+                self.columns = names
                 if not is_data:
                     continue
             yield self._judge(cells, place, names, start)

@@ -1,4 +1,7 @@
-"""`secrets.json` in the data folder: what the stack's processes show each other, made once, readable for the owner only."""
+"""`secrets.json` in the data folder: what the stack's processes show each other.
+
+Made once, readable for the owner only.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill.client import Client
 from smsbill.failure import CommandError
@@ -47,15 +46,14 @@ async def send_file(
     header: pb.BatchHeader,
     file: RecipientFile,
     *,
-    strict: bool = False,
     progress: Callable[[int, int], None] = lambda _bytes, _rows: None,
 ) -> FileSent:
     """Stream a file's recipients as one batch: accepted whole or not at all.
 
-    Bad rows are left out and reported; with `strict` the first one ends it and nothing is sent. `progress` is called
-    with bytes and rows read. Raises `CommandError`, `grpc.aio.AioRpcError`; then nothing was sent.
+    Bad rows are left out and reported. `progress` is called with bytes and rows read. Raises `CommandError`,
+    `grpc.aio.AioRpcError`; then nothing was sent.
     """
-    sending = _FileSending(strict=strict, progress=progress)
+    sending = _FileSending(progress)
     call = client.gateway.SendBatchSms(metadata=client.metadata, timeout=client.call_seconds * BATCH_SECONDS_FACTOR)
     try:
         await sending.write(call, header, file)
@@ -71,8 +69,7 @@ async def send_file(
 
 
 class _FileSending:
-    def __init__(self, *, strict: bool, progress: Callable[[int, int], None]) -> None:
-        self._strict = strict
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
         self._progress = progress
         self._bad: list[BadRow] = []
         self._bad_count = 0
@@ -114,8 +111,6 @@ class _FileSending:
         self._bad_count += 1
         if len(self._bad) < BAD_ROWS_KEPT:
             self._bad.append(row)
-        if self._strict:
-            raise CommandError(f"nothing was sent{self._first_bad()}")
 
     def _first_bad(self) -> str:
         if not self._bad:

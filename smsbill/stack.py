@@ -379,10 +379,10 @@ class Stack:
 
     async def _watch_servers(self, servers: EmbeddedServers) -> None:
         """Start an embedded server again that has died; its files know what was committed."""
-        watched = (
+        watched: list[tuple[str, bool, Callable[[], int | None], Callable[[], Awaitable[None]]]] = [
             ("PostgreSQL", not self.settings.database_url, lambda: servers.postgres_pid, servers.start_postgres),
             ("Redis", not self.settings.redis_url, lambda: servers.redis_pid, servers.start_redis),
-        )
+        ]
         wait = self.settings.restart_seconds
         while True:
             await asyncio.sleep(_SERVER_CHECK_SECONDS)

@@ -50,9 +50,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Table:
     for column in columns:
         made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
     for row in rows:
-        made.add_row(
-            *(f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell) for cell in row)
-        )
+        made.add_row(*(_text(cell) for cell in row))
     return made
 
 
@@ -94,14 +92,14 @@ def _text(cell: object) -> str:
     return "" if cell is None else str(cell)
 
 
-def _is_told(message: Message, field: FieldDescriptor) -> bool:
+def _is_told(message: Message, field: Any) -> bool:
     """Alternatives and optional fields that are not set are left out; everything else is told."""
     if field.containing_oneof is not None:
         return message.HasField(field.name)
     return True
 
 
-def _field(message: Message, field: FieldDescriptor) -> Any:
+def _field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.is_repeated:
         return [_value(field, each) for each in value]
@@ -110,7 +108,7 @@ def _field(message: Message, field: FieldDescriptor) -> Any:
     return _value(field, value)
 
 
-def _value(field: FieldDescriptor, value: Any) -> Any:
+def _value(field: Any, value: Any) -> Any:
     if isinstance(value, Timestamp):
         at: datetime = value.ToDatetime(tzinfo=UTC)
         return at.isoformat().replace("+00:00", "Z")

@@ -13,7 +13,7 @@ from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler, freeze_request, release_owed
 from smsgateway.store import accepting as store
 from smsgateway.store import outbox
-from smsgateway.store.accepting import Key
+from smsgateway.store.accepting import Abandoned, Key
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +45,12 @@ class AbandonedCalls:
         if not items:
             return 0
         outcomes = await self._settler.settle(items)
-        settled = sum(1 for outcome in outcomes if not isinstance(outcome, Unsettled))
-        log.info("abandoned messages finished", messages=settled, left=len(items) - settled)
-        return settled
+        left = [item for item, outcome in zip(items, outcomes, strict=True) if isinstance(outcome, Unsettled)]
+        if left:
+            async with self._database.connection() as connection:
+                await store.postpone_messages(connection, left)
+        log.info("abandoned messages finished", messages=len(items) - len(left), left=len(left))
+        return len(items) - len(left)
 
     async def undo_batches(self, limit: int) -> int:
         """Forget at most `limit` batches and owe their freezes back; return how many.
@@ -60,17 +63,19 @@ class AbandonedCalls:
             return 0
         replies = await self._ledger.batch_freeze([freeze_request(item) for item in items])
         keys: list[Key] = []
+        left: list[Abandoned] = []
         orders: dict[str, tuple[int, str]] = {}
         for item, reply in zip(items, replies, strict=True):
             if isinstance(reply, Unsettled):
+                left.append(item)
                 continue
             keys.append(Key(item.brand_id, Mode.BATCH, item.request_id, item.target_id, b""))
             if not isinstance(reply, Refusal):
                 orders[item.target_id] = (item.brand_id, reply.order_no)
-        if not keys:
-            return 0
         async with self._database.connection() as connection:
-            gone = await store.delete_accepting_batches(connection, keys)
+            if left:
+                await store.postpone_batches(connection, left)
+            gone = await store.delete_accepting_batches(connection, keys) if keys else set()
             owed = [
                 release_owed(self._identifiers, brand_id, order_no)
                 for batch_id, (brand_id, order_no) in orders.items()
@@ -78,5 +83,5 @@ class AbandonedCalls:
             ]
             if owed:
                 await outbox.insert(connection, owed, hold_seconds=0)
-        log.info("abandoned batches undone", batches=len(gone), left=len(items) - len(gone))
+        log.info("abandoned batches undone", batches=len(gone), left=len(left))
         return len(gone)

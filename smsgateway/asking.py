@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 
@@ -104,9 +104,13 @@ def batch_header(header: sms_gateway_pb2.BatchHeader, settings: Settings) -> Non
 
 
 class BatchReader:
-    """Reads the recipients of a batch and sorts the good from the bad."""
+    """Reads the recipients of a batch and sorts the good from the bad.
 
-    def __init__(self, header: sms_gateway_pb2.BatchHeader, settings: Settings) -> None:
+    `hold` is told of recipients before they are taken, and may refuse them.
+    """
+
+    def __init__(self, header: sms_gateway_pb2.BatchHeader, settings: Settings, hold: Callable[[int], None]) -> None:
+        self._hold = hold
         self._header = header
         self._settings = settings
         self._limit = header.recipient_count or settings.batch_recipients_max
@@ -128,6 +132,7 @@ class BatchReader:
                 raise invalid_fields({"part": "must be recipients after the header"})
             mobiles = part.recipients.mobiles
             self._check_count(self._read + len(mobiles))
+            self._hold(len(mobiles))
             for start in range(0, len(mobiles), _RECIPIENTS_PER_TURN):
                 self._take(mobiles[start : start + _RECIPIENTS_PER_TURN])
                 await asyncio.sleep(0)

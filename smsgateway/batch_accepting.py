@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 
@@ -82,17 +83,7 @@ class BatchAcceptor:
         self._ledger = ledger
         self._queue = queue
         self._identifiers = identifiers
-        self._settings = settings
-        self._under_way = 0
-
-    def enter(self) -> _Place:
-        """Take a place among the batches under way (a context manager), before the stream is read.
-
-        Raises RESOURCE_EXHAUSTED (OVERLOADED) when `batches_max` are.
-        """
-        if self._under_way >= self._settings.batches_max:
-            raise overloaded("the place for batches", self._settings.batches_max)
-        return _Place(self)
+        self._chunk_messages = settings.batch_chunk_messages
 
     async def send(self, batch: Batch) -> tuple[sms_gateway_pb2.SendBatchSmsResponse, bool]:
         """Accept a batch; return the reply and whether it was given before.
@@ -178,7 +169,7 @@ class BatchAcceptor:
         return reply
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
-        at_ms, step = now_ms(), self._settings.batch_chunk_messages
+        at_ms, step = now_ms(), self._chunk_messages
         new = self._identifiers.new
         for start in range(0, len(batch.mobiles), step):
             messages = [
@@ -210,17 +201,55 @@ class BatchAcceptor:
         raise unavailable("the batch took too long and was undone; call again with the same request_id")
 
 
-class _Place:
-    """One of the `batches_max` places."""
+class BatchPlace:
+    """One of the `batches_max` places, with the recipients that its batch holds in memory."""
 
-    def __init__(self, acceptor: BatchAcceptor) -> None:
-        self._acceptor = acceptor
+    def __init__(self, places: BatchPlaces) -> None:
+        self._places = places
+        self._recipients = 0
 
-    def __enter__(self) -> None:
-        self._acceptor._under_way += 1
+    def __enter__(self) -> Self:
+        self._places.enter()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._acceptor._under_way -= 1
+        self._places.leave(self._recipients)
+
+    def hold(self, recipients: int) -> None:
+        """Count more recipients. Raises RESOURCE_EXHAUSTED (OVERLOADED) when all batches hold too many."""
+        self._places.hold(recipients)
+        self._recipients += recipients
+
+
+class BatchPlaces:
+    """How many batches, and how many recipients of them all, are under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._batches_max = settings.batches_max
+        self._recipients_max = settings.batch_recipients_in_hand_max
+        self._batches = 0
+        self._recipients = 0
+
+    def place(self) -> BatchPlace:
+        """A place to enter (a context manager), which raises RESOURCE_EXHAUSTED (OVERLOADED) when none is free."""
+        return BatchPlace(self)
+
+    def enter(self) -> None:
+        """Count a batch."""
+        if self._batches >= self._batches_max:
+            raise overloaded("the room for batches", self._batches_max)
+        self._batches += 1
+
+    def leave(self, recipients: int) -> None:
+        """Count a batch off, with the recipients that it held."""
+        self._batches -= 1
+        self._recipients -= recipients
+
+    def hold(self, recipients: int) -> None:
+        """Count recipients."""
+        if self._recipients + recipients > self._recipients_max:
+            raise overloaded("the room for recipients of batches", self._recipients_max)
+        self._recipients += recipients
 
 
 class BatchCanceller:

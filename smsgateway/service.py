@@ -20,7 +20,7 @@ from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking
 from smsgateway.accepting import SingleAcceptor
-from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
+from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
 from smsgateway.metrics import MESSAGES, MODE_NAMES, TYPE_NAMES
 from smsgateway.schema import MessageState, Mode
 from smsgateway.settings import Settings
@@ -58,6 +58,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self._database = database
         self._singles = singles
         self._batches = batches
+        self._places = BatchPlaces(settings)
         self._canceller = canceller
         self._settings = settings
 
@@ -81,10 +82,10 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self, request_iterator: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest], context: Context
     ) -> sms_gateway_pb2.SendBatchSmsResponse:
         """Accept a batch."""
-        with self._batches.enter():
+        with self._places.place() as place:
             try:
                 async with asyncio.timeout(self._settings.batch_stream_seconds):
-                    batch = await self._read(request_iterator)
+                    batch = await self._read(request_iterator, place)
             except TimeoutError:
                 raise Refusal(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -205,14 +206,14 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
             segments=count.segments, encoding=count.encoding, units=count.units
         )
 
-    async def _read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest]) -> Any:
+    async def _read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest], place: BatchPlace) -> Batch:
         first = await anext(aiter(parts), None)
         if first is None or first.WhichOneof("part") != "header":
             raise invalid_fields({"part": "must be the header first"})
         header = first.header
         current_principal().require_brand(asking.required_brand(header.brand_id, field="header.brand_id"))
         asking.batch_header(header, self._settings)
-        return await asking.BatchReader(header, self._settings).read(parts)
+        return await asking.BatchReader(header, self._settings, place.hold).read(parts)
 
     async def _find_batch(self, brand_id: int, batch_id: str) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
         async with self._database.snapshot() as connection:

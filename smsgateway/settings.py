@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
 
 from infra.errors import StartError
 from infra.settings import BaseSettings
@@ -57,7 +59,7 @@ class Settings(BaseSettings):
         100_000,
         ge=1,
         le=1_000_000,
-        description="Recipients of one batch; each costs the process some 200 bytes meanwhile",
+        description="Recipients of one batch, which the process holds until it is accepted whole",
     )
     batch_bad_listed_max: int = Field(
         1_000,
@@ -75,7 +77,13 @@ class Settings(BaseSettings):
         300, gt=0, le=3_600, description="How long a caller may take to stream a batch; a stalled one holds memory"
     )
     batches_max: int = Field(
-        8, ge=1, le=1_000, description="Batches taken at once, 25 MB each at most; beyond it RESOURCE_EXHAUSTED at once"
+        64, ge=1, le=1_000, description="Batches taken at once; beyond it RESOURCE_EXHAUSTED at once"
+    )
+    batch_recipients_in_hand_max: int = Field(
+        200_000,
+        ge=1,
+        le=10_000_000,
+        description="Recipients of all batches under way; beyond it RESOURCE_EXHAUSTED: 100,000 take some 15 MB",
     )
 
     # Groups of single messages.
@@ -174,6 +182,12 @@ class Settings(BaseSettings):
         32, ge=10, le=1_000, description="Fields of a callback at most; Chuanglan's have ten"
     )
     http_requests_max: int = Field(1_000, ge=1, le=100_000, description="HTTP requests served at once; beyond it 503")
+
+    @model_validator(mode="after")
+    def _check_recipients(self) -> Self:
+        if self.batch_recipients_in_hand_max < self.batch_recipients_max:
+            raise ValueError("batch_recipients_in_hand_max must be at least batch_recipients_max")
+        return self
 
     def chuanglan(self) -> ChuanglanConfig | None:
         """The account at Chuanglan, or None when none is set. Raises `StartError` for a setting that breaks a rule."""

@@ -15,6 +15,7 @@ import redis
 import sqlalchemy
 from fake_cost_center import FakeCostCenter
 from gateway_harness import Gateway, running_gateway, started_cost_center
+from ledger_harness import Ledger, running_ledger
 from psycopg import sql
 
 from costcenter import migrations as ledger_migrations
@@ -98,4 +99,11 @@ async def fake_costcenter() -> AsyncIterator[FakeCostCenter]:
 async def gateway(fake_costcenter: FakeCostCenter, database_url: str, redis_url: str) -> AsyncIterator[Gateway]:
     """A gateway beside a fake cost centre."""
     async with running_gateway(fake_costcenter, database_url, redis_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def costcenter(database_url: str) -> AsyncIterator[Ledger]:
+    """The real cost centre, in the same database."""
+    async with running_ledger(database_url) as running:
         yield running

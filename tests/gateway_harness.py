@@ -40,7 +40,7 @@ class Gateway:
 
     process: GatewayProcess
     settings: Settings
-    costcenter: FakeCostCenter
+    costcenter: Any  # FakeCostCenter, or ledger_harness.Ledger
     stub: sms_gateway_pb2_grpc.SmsGatewayAsyncStub
 
     async def send(self, *, token: str | None = SENDER, timeout: float = SECONDS, **changes: Any) -> Any:
@@ -110,10 +110,8 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running_gateway(
-    costcenter: FakeCostCenter, database_url: str, redis_url: str, **changes: Any
-) -> AsyncIterator[Gateway]:
-    """A gateway on free ports."""
+async def running_gateway(costcenter: Any, database_url: str, redis_url: str, **changes: Any) -> AsyncIterator[Gateway]:
+    """A gateway on free ports, beside a `FakeCostCenter` or a `Ledger`."""
     settings = gateway_settings(costcenter.target, database_url, redis_url, **changes)
     process = GatewayProcess(settings)
     await process.start()

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import grpc.aio
 import psycopg
 from gateway_harness import SECONDS, eventually
@@ -75,6 +76,7 @@ class ScriptedCarrier:
         self.gate = asyncio.Event()
         self.gate.set()
         self.called = asyncio.Event()
+        self.latency_s = 0.0
         self._limits = CarrierLimits(max_text_characters=536, max_batch=max_batch, call_timeout_s=timeout_s)
 
     @property
@@ -88,9 +90,7 @@ class ScriptedCarrier:
     @property
     def sent(self) -> list[str]:
         """Every number of every call, in order."""
-        return [
-            mobile for call in self.calls for mobile in ([call.mobile] if isinstance(call, SingleCall) else call.mobiles)
-        ]
+        return [mobile for call in self.calls for mobile in _mobiles(call)]
 
     async def send_single(self, call: SingleCall) -> CallOutcome:
         return await self._answer(call)
@@ -111,9 +111,14 @@ class ScriptedCarrier:
         self.calls.append(call)
         self.called.set()
         await self.gate.wait()
+        await asyncio.sleep(self.latency_s)
         if self.outcomes:
             return self.outcomes.pop(0)
         return CallOutcome(Verdict.ACCEPTED, carrier_message_id=f"m-{call.call_id}", code="0")
+
+
+def _mobiles(call: SingleCall | BatchCall) -> tuple[str, ...]:
+    return (call.mobile,) if isinstance(call, SingleCall) else call.mobiles
 
 
 @dataclass
@@ -123,13 +128,14 @@ class Stack:
     database_url: str
     redis_url: str
     costcenter: CostCenterProcess
+    costcenter_settings: CostCenterSettings
     gateway: GatewayProcess
     simulator: CarrierSimulator
     ledger: cost_center_pb2_grpc.CostCenterAsyncStub
     admin: cost_center_admin_pb2_grpc.CostCenterAdminAsyncStub
     sms: sms_gateway_pb2_grpc.SmsGatewayAsyncStub
     values: dict[str, Any]
-    exit: AsyncExitStack
+    receipt_url: str
     workers: list[WorkerProcess] = field(default_factory=list)
 
     def settings(self, **changes: Any) -> Settings:
@@ -142,6 +148,53 @@ class Stack:
         await worker.start()
         self.workers.append(worker)
         return worker
+
+    async def stop_costcenter(self) -> None:
+        """Stop the cost centre that runs now."""
+        await self.costcenter.stop()
+
+    async def restart_costcenter(self) -> None:
+        """Start the cost centre again on its port."""
+        settings = self.costcenter_settings.model_copy(update={"costcenter_address": self.values["costcenter_target"]})
+        self.costcenter = CostCenterProcess(settings)
+        await self.costcenter.start()
+
+    async def grant(self, brand_id: int, segments: int = GRANTED, *, refund_undelivered: bool = False) -> int:
+        """A brand that owns segments; the number of their package."""
+        await self.admin.PutBrand(
+            cost_center_admin_pb2.PutBrandRequest(
+                brand_id=brand_id, name=f"Brand {brand_id}", refund_undelivered=refund_undelivered
+            ),
+            metadata=bearer(ADMIN),
+            timeout=SECONDS,
+        )
+        return await self.adjust(brand_id, grant=cost_center_admin_pb2.GrantAdjustment(segments=segments))
+
+    async def adjust(self, brand_id: int, **adjustment: Any) -> int:
+        """AdjustPackage; the package's number."""
+        request = cost_center_admin_pb2.AdjustPackageRequest(
+            brand_id=brand_id,
+            request_id=f"adjust-{brand_id}-{next(iter(adjustment))}",
+            author="test",
+            reason="test",
+            **adjustment,
+        )
+        reply = await self.admin.AdjustPackage(request, metadata=bearer(ADMIN), timeout=SECONDS)
+        return int(reply.package.package_id)
+
+    async def push_receipt(self, *, call_id: str, mobile: str, status: str = "DELIVRD", carrier_id: str = "m1") -> None:
+        """What the carrier pushes for one message."""
+        params = {
+            "receiver": "r",
+            "pswd": "p",
+            "msgid": carrier_id,
+            "reportTime": "2601021530",
+            "mobile": mobile,
+            "status": status,
+            "uid": call_id,
+        }
+        async with aiohttp.ClientSession() as session, session.get(self.receipt_url, params=params) as response:
+            assert response.status == 200, await response.text()
 
     async def stop(self, worker: WorkerProcess) -> None:
         """Stop a worker."""
@@ -201,9 +254,14 @@ class Stack:
     async def quiet(self) -> bool:
         """Whether nothing is under way or owed: no dispatch, nothing in the outbox or the inbox."""
         (row,) = await self.rows(
-            "select (select count(*) from dispatch), (select count(*) from outbox), (select count(*) from receipt_inbox)"
+            "select (select count(*) from dispatch), (select count(*) from outbox),"
+            " (select count(*) from receipt_inbox)"
         )
         return row == (0, 0, 0)
+
+    async def quiet_dispatches(self) -> bool:
+        """Whether no dispatch is under way."""
+        return (await self.rows("select count(*) from dispatch")) == [(0,)]
 
     async def wait_until_final(self, count: int, seconds: float = SECONDS) -> dict[MessageState, int]:
         """Wait until so many messages are final and nothing is under way or owed; their states."""
@@ -227,22 +285,26 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    database_url: str, redis_url: str, *, simulator: dict[str, Any] | None = None, **changes: Any
+    database_url: str,
+    redis_url: str,
+    *,
+    simulator: dict[str, Any] | None = None,
+    costcenter: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Stack]:
     """All parts but workers, with two brands that own a million segments each. Receipts come after 20 ms."""
     async with AsyncExitStack() as exit_stack:
-        costcenter = CostCenterProcess(
-            CostCenterSettings(
-                _env_file=None,  # type: ignore[call-arg] # pydantic-settings' own
-                database_url=database_url,
-                costcenter_address="127.0.0.1:0",
-                bootstrap_token=ADMIN,
-                service_token=SERVICE,
-                drain_seconds=1,
-            )
+        costcenter_settings = CostCenterSettings(
+            _env_file=None,  # type: ignore[call-arg] # pydantic-settings' own
+            database_url=database_url,
+            costcenter_address="127.0.0.1:0",
+            bootstrap_token=ADMIN,
+            service_token=SERVICE,
+            drain_seconds=1,
+            **(costcenter or {}),
         )
-        await costcenter.start()
-        exit_stack.push_async_callback(costcenter.stop)
+        process = CostCenterProcess(costcenter_settings)
+        await process.start()
         behaviour = {"receipt_delay_ms_min": 20, "receipt_delay_ms_max": 40, "receiver": "r", "pswd": "p"}
         carrier = CarrierSimulator(
             SimulatorConfig(password=PASSWORD, settings=SimulatorSettings(**{**behaviour, **(simulator or {})}))
@@ -255,7 +317,7 @@ async def running_stack(
             "gateway_address": "127.0.0.1:0",
             "http_address": "127.0.0.1:0",
             "worker_http_address": "127.0.0.1:0",
-            "costcenter_target": f"127.0.0.1:{costcenter.port}",
+            "costcenter_target": f"127.0.0.1:{process.port}",
             "service_token": SERVICE,
             "chuanglan_url": carrier.url,
             "chuanglan_account": "N0000001",
@@ -268,49 +330,31 @@ async def running_stack(
         gateway = GatewayProcess(Settings(**values))
         await gateway.start()
         exit_stack.push_async_callback(gateway.stop)
-        carrier.change_settings({"receipt_url": f"http://127.0.0.1:{gateway.http_port}/callbacks/chuanglan/report"})
-        ledger_channel = await exit_stack.enter_async_context(
-            grpc.aio.insecure_channel(f"127.0.0.1:{costcenter.port}")
-        )
+        receipt_url = f"http://127.0.0.1:{gateway.http_port}/callbacks/chuanglan/report"
+        carrier.change_settings({"receipt_url": receipt_url})
+        ledger_channel = await exit_stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{process.port}"))
         sms_channel = await exit_stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}"))
         stack = Stack(
             database_url,
             redis_url,
-            costcenter,
+            process,
+            costcenter_settings,
             gateway,
             carrier,
             cost_center_pb2_grpc.CostCenterStub(ledger_channel),
             cost_center_admin_pb2_grpc.CostCenterAdminStub(ledger_channel),
             sms_gateway_pb2_grpc.SmsGatewayStub(sms_channel),
             values,
-            exit_stack,
+            receipt_url,
         )
+        exit_stack.push_async_callback(stack.stop_costcenter)
         for brand_id in (BRAND, OTHER_BRAND):
-            await _grant(stack, brand_id)
+            await stack.grant(brand_id)
         try:
             yield stack
         finally:
             for worker in list(stack.workers):
                 await stack.stop(worker)
-
-
-async def _grant(stack: Stack, brand_id: int) -> None:
-    await stack.admin.PutBrand(
-        cost_center_admin_pb2.PutBrandRequest(brand_id=brand_id, name=f"Brand {brand_id}"),
-        metadata=bearer(ADMIN),
-        timeout=SECONDS,
-    )
-    await stack.admin.AdjustPackage(
-        cost_center_admin_pb2.AdjustPackageRequest(
-            brand_id=brand_id,
-            request_id=f"grant-{brand_id}",
-            author="test",
-            reason="test",
-            grant=cost_center_admin_pb2.GrantAdjustment(segments=GRANTED),
-        ),
-        metadata=bearer(ADMIN),
-        timeout=SECONDS,
-    )
 
 
 @dataclass

@@ -106,6 +106,22 @@ order by dispatch.changed_at
 limit %s
 """
 
+# Those that cannot be settled make room for those behind them.
+_POSTPONE_MESSAGES = f"""
+update smsgateway.dispatch
+set changed_at = now()
+from unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
+where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+  and dispatch.state = {DispatchState.ACCEPTING:d}
+"""
+
+_POSTPONE_BATCHES = """
+update smsgateway.batch
+set created_at = now()
+from unnest(%s::bigint[], %s::text[]) as asked (brand_id, batch_id)
+where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and batch.accepted_at is null
+"""
+
 _NOTE_ENTRIES = f"""
 update smsgateway.dispatch
 set stream_entry = asked.entry
@@ -398,6 +414,11 @@ async def abandoned_messages(connection: Connection, *, older_than_seconds: floa
     return [Abandoned(*row) for row in await cursor.fetchall()]
 
 
+async def postpone_messages(connection: Connection, items: Sequence[Abandoned]) -> None:
+    """Let abandoned messages be the newest of them."""
+    await connection.execute(_POSTPONE_MESSAGES, _names(items))
+
+
 async def note_stream_entries(connection: Connection, entries: Iterable[tuple[int, str, str]]) -> None:
     """Record where dispatches are queued (brand, dispatch, entry), as far as they are queued still."""
     rows = list(entries)
@@ -506,6 +527,11 @@ async def abandoned_batches(connection: Connection, *, older_than_seconds: float
     return [Abandoned(*row) for row in await cursor.fetchall()]
 
 
+async def postpone_batches(connection: Connection, items: Sequence[Abandoned]) -> None:
+    """Let abandoned batches be the newest of them."""
+    await connection.execute(_POSTPONE_BATCHES, _names(items))
+
+
 # Cancelling.
 
 
@@ -544,6 +570,10 @@ async def count_cancelled(connection: Connection, brand_id: int, batch_id: str) 
     row = await cursor.fetchone()
     assert row is not None
     return int(row[0])
+
+
+def _names(items: Sequence[Abandoned]) -> tuple[str, str]:
+    return arrays.integers([item.brand_id for item in items]), arrays.texts([item.target_id for item in items])
 
 
 async def _set_replies(connection: Connection, accepted: Sequence[Accepted]) -> None:

@@ -181,6 +181,25 @@ async def test_abandoned_message_is_finished(gateway: Gateway, redis_url: str) -
     assert await gateway.counts() == (1, 1, 0, 1, 0)
 
 
+async def test_message_that_cannot_be_settled_makes_room(gateway: Gateway) -> None:
+    """One that the cost centre fails on is put behind the others, so that it does not hold them up for ever."""
+    gateway.costcenter.down = True
+    for request_id in ("bad", "good"):
+        await gateway.refusal(gateway.send(request_id=request_id))
+    gateway.costcenter.down = False
+    ((bad, _), (good, _)) = await gateway.rows("select target_id, request_id from request_key order by request_id")
+
+    def fail(request: cost_center_pb2.SmsSendPrePayRequest) -> Refusal | None:
+        return Refusal(grpc.StatusCode.INTERNAL, "INTERNAL", "bug") if request.request_id == bad else None
+
+    gateway.costcenter.before_freeze = fail
+    await gateway.rows("update dispatch set changed_at = now() - interval '2 hours' where dispatch_id = %s", bad)
+    await gateway.rows("update dispatch set changed_at = now() - interval '1 hour' where dispatch_id = %s", good)
+    async with abandoned_calls(gateway, accepting_seconds=60) as calls:
+        assert [await calls.finish_messages(1) for _ in range(3)] == [0, 1, 0]
+    assert await gateway.rows("select dispatch_id, state from dispatch order by state") == [(bad, 1), (good, 2)]
+
+
 async def test_freeze_of_a_message_that_was_refused_elsewhere_goes_back(gateway: Gateway) -> None:
     """While we freeze, another call of the same request_id is refused and forgets the message: ours goes back."""
 

@@ -21,7 +21,7 @@ from ledger_book import (
 
 from costcenter.book import Terms
 from costcenter.model import BrandStatus, PaymentStatus
-from costcenter.operations import FreezeReply, FreezeSegments, Pay, PayReply
+from costcenter.operations import AdjustReply, FreezeReply, FreezeSegments, Grant, Pay, PayReply
 from infra.errors import Refusal
 
 NOT_FOUND, INVALID = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
@@ -49,12 +49,19 @@ def test_of_equal_expiry_the_oldest_pays_first() -> None:
 
 
 def test_a_package_bought_later_with_a_sooner_end_goes_before() -> None:
-    """The place in the queue is found anew with every purchase, also within one transaction's book."""
+    """The place in the queue is found anew with every purchase, also within one transaction."""
     ledger = Ledger()
     late = ledger.grant(10, 20 * DAY)
     ledger.freeze(4)
     soon = ledger.grant(3, DAY)
     assert ledger.frozen(ledger.freeze(5)).lines == [(soon, 3), (late, 2)]
+    granted, frozen = ledger.group(
+        Grant(BRAND, "grant", b"", "author", "reason", 3, ledger.now + HOUR, ()),
+        FreezeSegments(BRAND, "freeze", b"", MARKETING, 4, None),
+    )
+    assert isinstance(granted, AdjustReply)
+    assert isinstance(frozen, FreezeReply)
+    assert ledger.frozen(frozen.order_no).lines == [(granted.package_id, 3), (late, 1)]
 
 
 def test_a_freeze_skips_what_is_held_and_what_is_spent() -> None:
@@ -241,7 +248,9 @@ def test_more_than_is_open_is_refused_whole() -> None:
     ledger.pay(order, 2)
     refusal = ledger.refused(lambda: ledger.pay(order, 4), "FREEZE_INSUFFICIENT")
     assert refusal.metadata == {"requested": "4", "open": "3"}
-    ledger.pay(order, 3)
+    ledger.release(order, 1)
+    ledger.refused(lambda: ledger.pay(order, 3), "FREEZE_INSUFFICIENT")
+    ledger.pay(order, 2)
 
 
 def test_a_freeze_cannot_be_paid_at_its_end() -> None:

@@ -202,8 +202,10 @@ def test_the_brands_time_zone_counts_at_the_payment() -> None:
     """A brand's zone is its setting, Asia/Shanghai unless it says otherwise."""
     bought = datetime(2024, 3, 15, 12, tzinfo=UTC)
     ends = []
-    for settings in ({}, {"time_zone": "America/New_York"}, {"time_zone": "Europe/Berlin"}):
-        ledger = Ledger(now=bought, **settings)
+    for zone in ("", "America/New_York", "Europe/Berlin"):
+        ledger = Ledger(now=bought)
+        if zone:
+            ledger.put_brand(time_zone=zone)
         ledger.offer(validity_months=1)
         ends.append(ledger.order_paid(ledger.order().package_order_no).expires_at)
     assert ends == [

@@ -118,7 +118,7 @@ def test_a_refund_can_be_frozen_at_once_and_expires_with_its_package() -> None:
 # Refunds to a package that has expired.
 
 
-def _failed_after_the_end(ledger: Ledger, *, grace: timedelta = 30 * DAY) -> tuple[int, str]:
+def _failed_after_the_end(ledger: Ledger) -> tuple[int, str]:
     """A package of 10 for marketing, all paid, an hour past its end; the payment."""
     package = ledger.grant(10, DAY, (MARKETING,))
     payment = ledger.charge(10)
@@ -207,7 +207,7 @@ def test_after_the_grace_a_refund_is_booked_as_expired() -> None:
 
 def test_without_grace_a_refund_to_an_expired_package_expires_at_once() -> None:
     """Grace 0: no refund packages at all."""
-    ledger = Ledger(terms=Terms(refund_grace=timedelta(0)))
+    ledger = Ledger(terms=Terms(refund_grace_days=0))
     origin, payment = _failed_after_the_end(ledger)
     assert ledger.status(payment, ("m1", 4)) == 4
     assert ledger.refund_package(origin) is None

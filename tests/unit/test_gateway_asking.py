@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
+import pydantic
 import pytest
 from gateway_harness import BRAND, batch_parts, numbers, single
 
@@ -13,7 +15,7 @@ from infra.errors import Refusal, not_found
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway import asking
-from smsgateway.batch_accepting import Batch
+from smsgateway.batch_accepting import Batch, BatchPlaces
 from smsgateway.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
@@ -28,7 +30,7 @@ async def streamed(parts: Iterable[sms_gateway_pb2.SendBatchSmsRequest]) -> Asyn
 async def read(mobiles: Sequence[str], settings: Settings = SETTINGS, part: int = 1_000, **changes: Any) -> Batch:
     """Read a batch of these numbers."""
     header, *rest = batch_parts(mobiles, part=part, **changes)
-    return await asking.BatchReader(header.header, settings).read(streamed(rest))
+    return await asking.BatchReader(header.header, settings, lambda _: None).read(streamed(rest))
 
 
 def test_single_is_normalised_and_counted() -> None:
@@ -87,7 +89,7 @@ async def test_reading_stops_at_the_bound() -> None:
 
     header = batch_parts([])[0].header
     with pytest.raises(Refusal) as caught:
-        await asking.BatchReader(header, settings).read(endless())
+        await asking.BatchReader(header, settings, lambda _: None).read(endless())
     assert caught.value.reason == "TOO_MANY_RECIPIENTS"
 
 
@@ -119,3 +121,26 @@ def test_request_ids_that_are_refused(request_id: str) -> None:
     with pytest.raises(Refusal) as caught:
         asking.single(single(request_id=request_id), SETTINGS)
     assert set(caught.value.fields) == {"request_id"}
+
+
+def test_places_are_bounded() -> None:
+    """Batches and their recipients are counted in and out, whatever ends them."""
+    places = BatchPlaces(SETTINGS.model_copy(update={"batches_max": 2, "batch_recipients_in_hand_max": 10}))
+    with places.place() as first, places.place() as second:
+        first.hold(6)
+        second.hold(4)
+        for refused in (lambda: second.hold(1), places.place().__enter__):
+            with pytest.raises(Refusal) as caught:
+                refused()
+            assert caught.value.reason == "OVERLOADED"
+    with contextlib.suppress(ValueError), places.place() as third:
+        third.hold(10)
+        raise ValueError
+    with places.place() as fourth:
+        fourth.hold(10)
+
+
+def test_settings_that_contradict_each_other() -> None:
+    """A process that could never take its largest batch does not start."""
+    with pytest.raises(pydantic.ValidationError, match="at least batch_recipients_max"):
+        Settings(_env_file=None, batch_recipients_max=100, batch_recipients_in_hand_max=99)

@@ -1,0 +1,88 @@
+"""`smsbill migrate` and `smsbill reconcile`: what needs the servers themselves, whether the stack runs or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from infra.embedded import EmbeddedServers
+from smsbill import interruption, stack_file
+from smsbill.settings import StackSettings
+from smsbill.tables import console, pairs, print_json, table
+
+_COLUMNS = ("check", "#brand", "subject", "figure", "expected", "found")
+
+
+def migrate(as_json: bool) -> None:
+    """Bring both schemas to this release. Raises `StartError`, `EmbeddedError`."""
+    from smsbill.stack import migrate as migrate_schemas  # noqa: PLC0415 - heavy
+
+    async def body() -> int:
+        async with _servers(StackSettings.load()) as settings:
+            await asyncio.to_thread(migrate_schemas, settings.ledger_database_url, settings.database_url)
+        return 0
+
+    _interruptible(body)
+    pairs(as_json, {"migrated": ["costcenter", "smsgateway"]})
+
+
+def reconcile(as_json: bool) -> int:
+    """Compare everything with everything; 0 when nothing differs. Raises `StartError`, `EmbeddedError`."""
+    from smsbill import reconcile as reconciliation  # noqa: PLC0415 - heavy
+
+    found = []
+    screen = console(stderr=True)
+
+    async def body() -> int:
+        async with _servers(StackSettings.load()) as settings:
+            with screen.status("reading") as status:
+                found.extend(
+                    await reconciliation.run(
+                        settings, progress=lambda what, count: status.update(f"{what}: {count:,} compared")
+                    )
+                )
+        return 0
+
+    _interruptible(body)
+    if as_json:
+        print_json({"differences": [asdict(each) for each in found]})
+    elif not found:
+        console().print("No difference: every package, freeze, payment and message fits its records")
+    else:
+        rows = [tuple(asdict(each).values()) for each in found]
+        console().print(table(f"{len(found):,} differences", _COLUMNS, rows))
+    return 1 if found else 0
+
+
+def _interruptible(body: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    asyncio.run(interruption.run(body(), hurry=lambda: None))
+
+
+@asynccontextmanager
+async def _servers(settings: StackSettings) -> AsyncIterator[StackSettings]:
+    """The settings with the servers to use: the user's, those of the running stack, or embedded ones for now."""
+    stack = stack_file.running(settings.data_dir)
+    missing = not settings.database_url or not settings.redis_url
+    if missing and stack is not None:
+        urls = (stack.database_url, stack.ledger_database_url, stack.redis_url)
+        yield _with_urls(settings, *urls)
+    elif missing:
+        embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
+        async with embedded as servers:
+            database = settings.database_url or servers.database_url
+            yield _with_urls(settings, database, "", settings.redis_url or servers.redis_url)
+    else:
+        yield settings
+
+
+def _with_urls(settings: StackSettings, database: str, ledger: str, redis: str) -> StackSettings:
+    return settings.model_copy(
+        update={
+            "database_url": settings.database_url or database,
+            "costcenter_database_url": settings.costcenter_database_url or ledger or database,
+            "redis_url": settings.redis_url or redis,
+        }
+    )
