@@ -199,7 +199,7 @@ def _offer(offer: pb.PackageOffer) -> PackageOffer:
         name=validation.text("offer.name", offer.name, 100),
         segments=validation.segments(offer.segments, field="offer.segments"),
         price=validation.decimal("offer.price", offer.price),
-        currency=validation.currency(offer.currency),
+        currency=validation.currency(offer.currency, field="offer.currency"),
         validity_days=days,
         validity_months=months,
         sms_types=validation.sms_types("offer.sms_types", offer.sms_types),

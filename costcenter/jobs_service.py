@@ -50,7 +50,7 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         deadline = time.monotonic() + wait
         while True:
             async with self._database.connection() as connection:
-                due = await store.releases_due(connection, limit)
+                due = await store.releases_due(connection, self._settings.clock_offset_seconds, limit)
             if due or time.monotonic() >= deadline or self._engine.stopping:
                 return await self._apply_releases(due)
             await asyncio.sleep(POLL_SECONDS)
@@ -73,7 +73,7 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
 
     async def _put_back(self, failed: list[tuple[tuple[int, str, int], str]]) -> None:
         async with self._database.connection() as connection:
-            now = await store.clock(connection, 0)
+            now = await store.clock(connection, self._settings.clock_offset_seconds)
             rows = [
                 (brand_id, release_no, now + self._delay(attempts), reason)
                 for (brand_id, release_no, attempts), reason in failed
@@ -93,6 +93,11 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
             brands = await store.brands_due(connection, self._settings.clock_offset_seconds, limit)
         outcomes = await self._engine.apply_all([BookDue(brand_id, "", b"") for brand_id in brands]) if brands else []
         replies = [outcome for outcome in outcomes if isinstance(outcome, DueReply)]
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+        if refusals:
+            log.warning("due not booked", brands=len(refusals), reason=refusals[0].reason)
+            if not replies:
+                raise refusals[0]
         packages = sum(reply.packages_expired for reply in replies)
         freezes = sum(reply.freezes_ended for reply in replies)
         DUE.labels("package").inc(packages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from costcenter import store
 from costcenter.book import Book, Terms
@@ -14,6 +14,7 @@ from infra.errors import Refusal, invalid, not_found
 from infra.identifiers import IdentifierSource
 
 SMS_TYPES = (1, 2, 3)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,18 @@ class Queries:
         """A brand's balance now or at a past moment. Raises NOT_FOUND (BRAND_NOT_FOUND)."""
         async with self._database.snapshot() as connection:
             book, brand = await self._book(connection, brand_id)
-            if as_of is None or brand.last_at is None or as_of >= brand.last_at:
-                if as_of is not None:
-                    book.now = min(as_of, book.now)
+            now = book.time_of(brand)
+            # What will be bought nobody knows: a moment to come is answered as of now.
+            as_of = now if as_of is None else min(as_of, now)
+            if brand.last_at is None or as_of >= brand.last_at:
+                book.now = as_of
                 await self._settle_due(connection, book, brand)
                 return Balance(
                     total=brand.total,
                     frozen=brand.frozen,
                     available=book.available(brand_id),
                     available_by_type={sms_type: book.available(brand_id, sms_type) for sms_type in SMS_TYPES},
-                    as_of=book.time_of(brand) if as_of is None else as_of,
+                    as_of=as_of,
                 )
             points = await store.balance_points(connection, brand_id, [as_of])
             total, frozen = points[0]
@@ -76,22 +79,27 @@ class Queries:
                 series.append((moment, brand.total, brand.frozen))
             return series
 
-    async def packages(
-        self, brand_id: int, *, include_spent: bool, after: int, limit: int
-    ) -> tuple[list[Package], str]:
-        """A page of a brand's packages and the key of the next page; empty: there is none."""
+    async def packages(self, brand_id: int, *, after: tuple[int, ...], limit: int) -> tuple[list[Package], str]:
+        """A page of a brand's packages with something left, in burn-down order, and the key of the next page.
+
+        The key is a place in the queue, so the next page starts there whatever was spent meanwhile; empty: no more.
+        """
         async with self._database.snapshot() as connection:
             book, brand = await self._book(connection, brand_id)
             await self._settle_due(connection, book, brand)
-            if include_spent:
-                page = await store.packages_page(connection, brand_id, after, limit + 1)
-                settled = {package.package_id: package for package in book.queue(brand_id)}
-                packages = [settled.get(package.package_id, package) for package in page]
-            else:
-                packages = [package for package in book.queue(brand_id) if package.remaining]
-                if after:
-                    ids = [package.package_id for package in packages]
-                    packages = packages[ids.index(after) + 1 :] if after in ids else []
+        packages = [package for package in book.queue(brand_id) if package.remaining and _place(package) > after]
+        more = len(packages) > limit
+        packages = packages[:limit]
+        return packages, ".".join(map(str, _place(packages[-1]))) if more else ""
+
+    async def all_packages(self, brand_id: int, *, after: int, limit: int) -> tuple[list[Package], str]:
+        """A page of all of a brand's packages, by number, and the key of the next page; empty: there is none."""
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            await self._settle_due(connection, book, brand)
+            page = await store.packages_page(connection, brand_id, after, limit + 1)
+        settled = {package.package_id: package for package in book.queue(brand_id)}
+        packages = [settled.get(package.package_id, package) for package in page]
         more = len(packages) > limit
         packages = packages[:limit]
         return packages, str(packages[-1].package_id) if more else ""
@@ -179,6 +187,12 @@ class Queries:
         if brand is None:
             raise _no_brand(brand_id)
         return brand
+
+
+def _place(package: Package) -> tuple[int, ...]:
+    """The burn-down key in numbers: microseconds since 1970 of the package's end, and its number."""
+    end, package_id = package.burn_down_key
+    return ((end - _EPOCH) // timedelta(microseconds=1), package_id)
 
 
 def _no_brand(brand_id: int) -> Refusal:

@@ -23,7 +23,7 @@ from costcenter.translation import (
 )
 from infra import paging
 from infra.authorization import Principal, Role, current_principal
-from infra.errors import Refusal, invalid, not_found
+from infra.errors import Refusal, invalid, invalid_fields, not_found
 from infra.identifiers import brand_of
 from protos.costcenter.v1 import cost_center_pb2 as pb
 from protos.costcenter.v1 import cost_center_pb2_grpc as rpc
@@ -185,6 +185,8 @@ class CostCenterService(rpc.CostCenterServicer):
         self, request: pb.GetBalanceHistoryRequest, context: Context
     ) -> pb.GetBalanceHistoryResponse:
         brand_id = _readable(request.brand_id)
+        if not request.HasField("from"):
+            raise invalid_fields({"from": "is required"})
         # `from` is a word of Python's.
         start = validation.moment("from", getattr(request, "from"))
         end = validation.moment("to", request.to) if request.HasField("to") else None
@@ -203,12 +205,13 @@ class CostCenterService(rpc.CostCenterServicer):
 
     async def ListPackages(self, request: pb.ListPackagesRequest, context: Context) -> pb.ListPackagesResponse:
         brand_id = _readable(request.brand_id)
-        packages, following = await self._queries.packages(
-            brand_id,
-            include_spent=request.include_spent,
-            after=paging.decode_number(request.page_token),
-            limit=paging.page_size(request.page_size),
-        )
+        limit = paging.page_size(request.page_size)
+        if request.include_spent:
+            after = paging.decode_number(request.page_token)
+            packages, following = await self._queries.all_packages(brand_id, after=after, limit=limit)
+        else:
+            place = paging.decode_numbers(request.page_token, 2)
+            packages, following = await self._queries.packages(brand_id, after=place, limit=limit)
         return pb.ListPackagesResponse(
             packages=[package_message(package) for package in packages], next_page_token=paging.next_token(following)
         )

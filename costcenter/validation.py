@@ -113,10 +113,10 @@ def decimal(field: str, value: str) -> Decimal:
         raise invalid_fields({field: "must be a decimal"}) from None
 
 
-def currency(value: str) -> str:
+def currency(value: str, *, field: str = "currency") -> str:
     """A currency's code."""
     if not _CURRENCY.fullmatch(value):
-        raise invalid(currency="must be an ISO 4217 code such as CNY")
+        raise invalid_fields({field: "must be an ISO 4217 code such as CNY"})
     return value
 
 

@@ -28,9 +28,13 @@ def decode_token(token: str) -> str:
     if not token:
         return ""
     try:
-        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+        key = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise _not_ours() from None
+    # Every key of ours can be printed; PostgreSQL takes no NUL.
+    if not key or not key.isprintable():
+        raise _not_ours()
+    return key
 
 
 def _not_ours() -> Refusal:
@@ -39,10 +43,18 @@ def _not_ours() -> Refusal:
 
 def decode_number(token: str) -> int:
     """The number that a token holds; 0 for an empty token. Raises INVALID_ARGUMENT for a token that is none of ours."""
-    key = decode_token(token)
-    if key and not (key.isdecimal() and len(key) <= 18):
+    numbers = decode_numbers(token, 1)
+    return numbers[0] if numbers else 0
+
+
+def decode_numbers(token: str, count: int) -> tuple[int, ...]:
+    """The numbers, divided by dots, that a token holds; none for an empty token. Raises as `decode_number` does."""
+    if not token:
+        return ()
+    parts = decode_token(token).split(".")
+    if len(parts) != count or not all(part.isdecimal() and len(part) <= 18 for part in parts):
         raise _not_ours()
-    return int(key or 0)
+    return tuple(map(int, parts))
 
 
 def next_token(key: str) -> str:

@@ -84,7 +84,7 @@ class Screen:
         ]
         if file.simulator_url:
             rows.append(("carrier simulator", f"{file.simulator_url}/  (no text leaves this machine)"))
-        rows += [(f"{name} metrics", url) for name, url in sorted(file.metrics_urls.items()) if "simulator" not in name]
+        rows += [(f"{name} metrics", url) for name, url in sorted(file.metrics_urls.items())]
         rows += [("data folder", data_dir), ("logs", file.log_folder), ("token (admin)", file.token)]
         self._console.print(table("Addresses", ("what", "where"), rows))
         self._console.print(

@@ -35,6 +35,8 @@ _CALL_SECONDS = 30.0
 _SERVER_CHECK_SECONDS = 1.0
 _SETTLE_POLL_SECONDS = 0.1
 _ERRORS_KEPT = 100
+# The gateway has an address of its own in the file, the simulator no metrics.
+_WITHOUT_METRICS_URL = ("gateway", "carrier-simulator")
 
 Variables = Mapping[str, str]
 
@@ -212,7 +214,7 @@ class Stack:
 
         def ready(report: Report) -> None:
             on_ready(report)
-            if "http_port" in report and name != "gateway":
+            if "http_port" in report and name not in _WITHOUT_METRICS_URL:
                 self.file.metrics_urls[name] = f"http://127.0.0.1:{report['http_port']}/metrics"
             self._write_file()
 

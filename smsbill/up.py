@@ -12,7 +12,8 @@ from smsbill.showcase import Run, Showcase
 from smsbill.stack import Stack
 from smsbill.tables import print_json
 
-_UNTOLD = ("children", "supervisor", "ready")
+# What is of no use outside, or may hold the password of a server.
+_UNTOLD = ("children", "supervisor", "ready", "database_url", "ledger_database_url", "redis_url")
 
 
 def run(settings: StackSettings, *, demo_messages: int, as_json: bool) -> int:

@@ -80,14 +80,15 @@ class ChuanglanCallback:
     async def _params(self, request: Request) -> dict[str, str] | None:
         """The fields of the query and of the form, or None when there is too much."""
         query = request.url.query
-        body = bytearray()
+        size, body = len(query), bytearray()
+        if size > self._bytes_max:
+            return None
         if request.method == "POST":
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > self._bytes_max:
+                size += len(chunk)
+                if size > self._bytes_max:
                     return None
-        if len(query) + len(body) > self._bytes_max:
-            return None
+                body += chunk
         params: dict[str, str] = {}
         for part in (query, body.decode("utf-8", "replace")):
             try:

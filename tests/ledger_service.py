@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -280,10 +279,3 @@ async def outcomes_of(calls: Sequence[Awaitable[Any]]) -> list[Any]:
             return from_error(error)
 
     return await asyncio.gather(*(outcome(call) for call in calls))
-
-
-async def unheard(call: Any) -> None:
-    """Give up on a call, as a caller who went away does."""
-    call.cancel()
-    with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-        await call

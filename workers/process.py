@@ -55,7 +55,7 @@ _LANE_INTERVAL_SECONDS = 0.25
 class WorkerProcess:
     """A worker. After `start`, `http_port` tells where it serves metrics and health.
 
-    Parameters: `carrier` instead of the settings' account.
+    Parameters: `carrier` instead of the settings' account; closed with the worker.
     """
 
     def __init__(self, settings: Settings, *, carrier: Carrier | None = None) -> None:
@@ -131,6 +131,8 @@ class WorkerProcess:
         ledger = LedgerClient(settings)
         stack.push_async_callback(ledger.close)
         carrier = self._carrier or self._configured_carrier()
+        if carrier is not None:
+            stack.push_async_callback(carrier.aclose)
         self._begin(database, redis, waiting, ledger, carrier)
         http = HttpServer(
             Starlette(
@@ -306,9 +308,7 @@ class WorkerProcess:
             return None
         # A connection for every slot: a call that waits for one would be a slot of another type lost.
         slots = 2 * sum(self._settings.slots(sms_type) for sms_type in TYPE_NAMES)
-        carrier = ChuanglanCarrier(replace(config, connections_max=slots))
-        self._stack.push_async_callback(carrier.aclose)
-        return carrier
+        return ChuanglanCarrier(replace(config, connections_max=slots))
 
 
 async def _is_reachable(redis: Redis) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -148,6 +149,8 @@ class ReceiptConsumer:
             await store.delete(connection, [_item(item.receipt) for item in settled])
             await store.put_off(connection, put_off)
         self._count(settled, changed)
+        if put_off:
+            log.info("receipts put off", reasons=dict(Counter(item.error for item in put_off)))
         STAGE_SECONDS.labels("receipts").observe(time.perf_counter() - started)
         STAGE_SIZE.labels("receipts").observe(len(items))
         return [None] * len(items)
@@ -222,14 +225,14 @@ class ReceiptConsumer:
         if isinstance(refusal, Unsettled):
             # An outage says nothing about the receipt, and its end must not find it asleep.
             parked, longest = False, _DELAY_IN_OUTAGE_MAX_SECONDS
-        write = log.error if parked else log.info
-        write(
-            "receipt parked" if parked else "receipt put off",
-            inbox_id=receipt.inbox_id,
-            reference=receipt.reference,
-            attempts=receipt.attempts + 1,
-            why=why,
-        )
+        if parked:
+            log.error(
+                "receipt parked",
+                inbox_id=receipt.inbox_id,
+                reference=receipt.reference,
+                attempts=receipt.attempts + 1,
+                why=why,
+            )
         delay = delay_seconds(receipt.attempts + 1, base=_DELAY_BASE_SECONDS, longest=longest)
         return ReceiptPutOff(_item(receipt), None if parked else delay, why)
 

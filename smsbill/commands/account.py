@@ -53,7 +53,9 @@ def buy(
 
 
 def balance(
-    brand: Annotated[int, typer.Option(min=1, max=2**63 - 1, help="One brand; else all of the token's.")] = 0,
+    brand: Annotated[
+        int | None, typer.Option(min=1, max=2**63 - 1, help="One brand; else all of the token's.", show_default=False)
+    ] = None,
     as_of: Annotated[datetime | None, typer.Option(help="A past moment, in this machine's time.")] = None,
     limit: Limit = 1_000,
     as_json: AsJson = False,

@@ -208,6 +208,23 @@ async def test_places_for_batches_are_bounded(
         assert (await gateway.send_batch(numbers(2), request_id="b2")).accepted == 2
 
 
+async def test_recipients_in_hand_are_bounded(
+    fake_costcenter: FakeCostCenter, database_url: str, redis_url: str
+) -> None:
+    """All batches together hold so many recipients; one that would hold more gets RESOURCE_EXHAUSTED."""
+    async with running_gateway(
+        fake_costcenter, database_url, redis_url, batch_recipients_max=10, batch_recipients_in_hand_max=10
+    ) as gateway:
+        fake_costcenter.gate.clear()
+        first = asyncio.create_task(gateway.send_batch(numbers(6)))
+        await asyncio.wait_for(fake_costcenter.arrived.wait(), SECONDS)
+        refusal = await gateway.refusal(gateway.send_batch(numbers(5), request_id="b2"))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        fake_costcenter.gate.set()
+        await first
+        assert (await gateway.send_batch(numbers(5), request_id="b2")).accepted == 5
+
+
 async def test_half_a_balance_sends_nothing(gateway: Gateway, redis_url: str) -> None:
     """A balance for all but one message refuses the batch whole."""
     gateway.costcenter.balances[BRAND] = 1_999

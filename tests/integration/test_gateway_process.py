@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from fake_cost_center import FakeCostCenter
-from gateway_harness import SECONDS, Gateway, gateway_settings, running_gateway
+from gateway_harness import SECONDS, Gateway, eventually, gateway_settings, running_gateway
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from infra.errors import StartError
@@ -72,6 +72,33 @@ async def test_stop_finishes_what_is_in_hand(
         reply = await asyncio.wait_for(call, SECONDS)
         await asyncio.wait_for(stopping, SECONDS)
         assert await gateway.rows("select dispatch_id, state from dispatch") == [(reply.message_id, 2)]
+
+
+async def test_stop_finishes_what_its_caller_has_left(
+    fake_costcenter: FakeCostCenter, database_url: str, redis_url: str
+) -> None:
+    """A message whose group has started is taken to its end, although its caller is gone and the process stops."""
+    async with running_gateway(fake_costcenter, database_url, redis_url) as gateway:
+        fake_costcenter.gate.clear()
+        call = asyncio.create_task(gateway.send())
+        await asyncio.wait_for(fake_costcenter.arrived.wait(), SECONDS)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        stopping = asyncio.create_task(gateway.process.stop())
+
+        async def http_is_gone() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", gateway.process.http_port)
+            except ConnectionError:
+                return True
+            writer.close()
+            return False
+
+        # The ports go first; what follows waits for the group.
+        await eventually(http_is_gone)
+        fake_costcenter.gate.set()
+        await asyncio.wait_for(stopping, SECONDS)
+        assert await gateway.rows("select request_id, state from dispatch") == [("request-1", 2)]
 
 
 async def test_health_and_reflection(gateway: Gateway) -> None:

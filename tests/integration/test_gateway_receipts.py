@@ -162,6 +162,7 @@ async def test_rubbish(gateway: Gateway, http: aiohttp.ClientSession) -> None:
         (http.post(PATH), 403),
         (http.get(PATH, params={**receipt(), **fields}), 400),
         (http.post(PATH, data=urlencode(receipt(statusDesc="x" * 20_000))), 413),
+        (http.get(PATH, params=receipt(statusDesc="x" * 20_000)), 413),
         (http.post(PATH, data=b"\xff\xfe\x00" * 100), 403),
         (http.put(PATH), 405),
         (http.get("/callbacks/other/report"), 404),

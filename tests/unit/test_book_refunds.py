@@ -323,8 +323,8 @@ def test_a_delivery_after_a_refund_is_the_houses_loss() -> None:
     receipt = ledger.recorded_receipt(payment, "m1")
     assert (receipt.state, receipt.house_loss, receipt.carrier_code) == (ReceiptState.DELIVERED, 2, "DELIVRD")
     assert ledger.figures() == (6, 0, 6)
-    ledger.receipt(payment, "m1", 2, "delivered")
-    assert ledger.recorded_receipt(payment, "m1").house_loss == 2
+    ledger.receipt(payment, "m1", 1, "delivered", "AGAIN")
+    assert ledger.recorded_receipt(payment, "m1") == receipt
 
 
 def test_what_was_delivered_is_not_refunded_by_a_later_receipt() -> None:
