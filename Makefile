@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint protos bench lock clean
+.PHONY: help run demo test lint protos docs bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -34,9 +34,13 @@ lint: $(VENV)/.dev ## Style, types, protos
 	$(BIN)/mypy .
 	$(BIN)/buf lint
 	$(BIN)/python scripts/generate_protos.py --check
+	$(BIN)/python scripts/generate_docs.py --check
 
 protos: $(VENV)/.dev ## Generate the stubs from protos/**/*.proto
 	$(BIN)/python scripts/generate_protos.py
+
+docs: $(VENV)/.dev ## Generate docs/rpcs.md, docs/settings.md and the list of metrics
+	$(BIN)/python scripts/generate_docs.py
 
 bench: $(VENV)/.dev ## Measure throughput against a no-op server
 	$(BIN)/python -m bench

@@ -89,10 +89,18 @@ _FINAL_FAILURES = (ReceiptState.UNDELIVERED, ReceiptState.EXPIRED)
 class Book:
     """The working state of one transaction.
 
-    Parameters: `now` the database's clock, read after the transaction's locks; `terms` the settings.
+    Parameters: `now` the database's clock, read after the transaction's locks; `terms` the settings; `due` what earlier
+    transactions of the same group have booked.
     """
 
-    def __init__(self, now: datetime, terms: Terms, identifiers: IdentifierSource) -> None:
+    def __init__(
+        self,
+        now: datetime,
+        terms: Terms,
+        identifiers: IdentifierSource,
+        *,
+        due: dict[int, DueReply] | None = None,
+    ) -> None:
         self.now = now
         self.terms = terms
         self.changes = Changes()
@@ -108,7 +116,7 @@ class Book:
         self._orders: dict[str, PackageOrder] = {}
         self._offers: dict[str, PackageOffer] = {}
         self._releases: dict[str, ReleaseRequest] = {}
-        self._due: dict[int, DueReply] = {}
+        self._due = {} if due is None else due
         self._milliseconds = int(now.timestamp() * 1000)
 
     # What was read.
@@ -200,7 +208,7 @@ class Book:
         freezes = [freeze for freeze in self._freezes.values() if freeze.brand_id == brand_id and freeze.open]
         events += [(freeze.expires_at, 1, freeze) for freeze in freezes if freeze.expires_at <= until]
         events.sort(key=lambda event: event[:2])
-        reply = self._due[brand_id] = DueReply()
+        reply = self._due.setdefault(brand_id, DueReply())
         for at, _, due in events:
             # A moment before the last record can only be one whose segments were given back since, and those are
             # booked when they come back; the order of the records stays the order of time.
@@ -395,8 +403,9 @@ class Book:
             operation.state in _FINAL_FAILURES
             and brand.refund_undelivered
             and refund is None
-            # What was delivered stays delivered, whatever a later receipt says.
-            and (before is None or before.state != ReceiptState.DELIVERED)
+            # The first final receipt decides: what was delivered stays so, and a setting that changes later reaches
+            # back to nothing.
+            and (before is None or before.state == ReceiptState.PENDING)
         )
         if refunds:
             _require_refundable(payment, operation.segments)

@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from costcenter import store
 from costcenter.book import Book, Terms
 from costcenter.metrics import GROUP_OPERATIONS, GROUP_RETRIES, GROUP_SECONDS, GROUP_WAIT_SECONDS, OPERATIONS
-from costcenter.operations import Needs, Operation, Pay, Reply
+from costcenter.operations import DueReply, Needs, Operation, Pay, Reply
 from costcenter.translation import REPLIES
 from infra.database import TRANSIENT, Connection, Database
 from infra.errors import Refusal, idempotency_conflict, overloaded, unavailable
@@ -94,9 +94,12 @@ class Engine:
             for lane_id in range(row[0])
         ]
 
+    def prepare_stop(self) -> None:
+        """Let those who wait for work of the engine end; it still takes operations."""
+        self.stopping = True
+
     async def stop(self) -> None:
         """Apply what is queued, then stop."""
-        self.stopping = True
         await asyncio.gather(*(lane.close() for lane in self._lanes))
 
     async def apply(self, operation: Operation) -> Outcome:
@@ -150,7 +153,7 @@ class Engine:
         """Apply a group; retry what is transient, and split what the database refuses until the bad one is alone."""
         try:
             return await self._retry(lane_id, operations)
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, AssertionError) as error:
+        except Exception as error:
             if len(operations) == 1:
                 # The text of a database error can hold a row's values.
                 log.error(
@@ -159,7 +162,7 @@ class Engine:
                     brand_id=operations[0].brand_id,
                     error=type(error).__name__,
                     constraint=error.diag.constraint_name if isinstance(error, psycopg.Error) else None,
-                    exc_info=isinstance(error, AssertionError),
+                    exc_info=not isinstance(error, psycopg.Error),
                 )
                 return [_internal()]
         middle = len(operations) // 2
@@ -183,12 +186,15 @@ class Engine:
                 pause = min(pause * 2, 1)
 
     async def _transact(self, lane_id: int, operations: list[Operation]) -> list[Outcome]:
+        due: dict[int, DueReply] = {}
         while True:
-            outcomes = await self._transact_once(lane_id, operations)
+            outcomes = await self._transact_once(lane_id, operations, due)
             if outcomes is not None:
                 return outcomes
 
-    async def _transact_once(self, lane_id: int, operations: list[Operation]) -> list[Outcome] | None:
+    async def _transact_once(
+        self, lane_id: int, operations: list[Operation], due: dict[int, DueReply]
+    ) -> list[Outcome] | None:
         """One transaction; None when so much was due that it could only book part of that."""
         needs = Needs()
         keys: list[store.Key] = []
@@ -205,7 +211,7 @@ class Engine:
                 await reads.send(lane_id, self._limits.clock_offset_seconds, needs, keys, pay_keys)
                 now = await reads.now()
                 known = _Known(await reads.keys(), await reads.payment_keys())
-                book = Book(self._clock() if self._clock else now, self._terms, self._identifiers)
+                book = Book(self._clock() if self._clock else now, self._terms, self._identifiers, due=due)
                 for brand in await reads.brands():
                     book.add_brand(brand)
                 book.add_packages(await reads.packages())

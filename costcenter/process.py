@@ -21,6 +21,7 @@ from infra.database import LOOKUP_OPTIONS, Connection, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
 from infra.http_server import HttpServer, observability_routes
+from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_admin_pb2_grpc, cost_center_jobs_pb2_grpc, cost_center_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -104,6 +105,8 @@ class CostCenterProcess:
         stack.push_async_callback(http.stop)
         await server.start()
         stack.push_async_callback(server.stop)
+        # First of all that is undone: calls that wait for releases end, so that the server's drain does.
+        stack.callback(engine.prepare_stop)
         self.port, self.http_port = server.port, http.port
         log.info("cost centre serves", grpc_port=self.port, http_port=self.http_port)
 
@@ -116,17 +119,18 @@ class CostCenterProcess:
         return database
 
     async def _ensure_tokens(self, connection: Connection) -> None:
-        for token_id, secret, roles in (
+        identifiers = IdentifierSource()
+        now_ms = int((await store.clock(connection, 0)).timestamp() * 1000)
+        for name, secret, roles in (
             ("bootstrap", self._settings.bootstrap_token, [Role.ADMIN]),
             ("service", self._settings.service_token, [Role.BILLER]),
         ):
             if secret.get_secret_value():
                 # A new secret makes a new token; the one before goes on until it is revoked.
-                digest = secret_hash(secret.get_secret_value())
                 await store.ensure_token(
                     connection,
-                    token_id=f"{token_id}-{digest.hex()[:12]}",
-                    secret_sha256=digest,
-                    name=f"{token_id} token of the settings",
+                    token_id=identifiers.new(0, now_ms),
+                    secret_sha256=secret_hash(secret.get_secret_value()),
+                    name=f"{name} token of the settings",
                     roles=roles,
                 )

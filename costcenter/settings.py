@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     refund_grace_days: int = Field(
         30,
         ge=0,
+        le=3_650,
         description="Days after its package's end in which a refund can be spent; 0: none, it expires at once",
     )
     order_pay_within_seconds: int = Field(

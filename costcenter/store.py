@@ -1108,6 +1108,7 @@ delete from costcenter.idempotency_key i
 using (
     select brand_id, operation, request_id from costcenter.idempotency_key
     where created_at < clock_timestamp() + make_interval(secs => %s) - make_interval(days => %s) limit %s
+    for update skip locked
 ) v
 where i.brand_id = v.brand_id and i.operation = v.operation and i.request_id = v.request_id
 """

@@ -29,6 +29,12 @@ LOOKUP_OPTIONS = (
     " -c jit=off -c plan_cache_mode=force_generic_plan"
 )
 
+# What a server's or a user's defaults must not change. In a zone ahead of UTC the last moments of the year 9999, which
+# a package may end with, are past what Python can hold; and whoever waits for a lock must see what was written
+# meanwhile.
+_SESSION_OPTIONS = "-c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
+
+
 class Database:
     """A pool of connections that heals: a broken one is replaced, and a caller waits a bounded time for one.
 
@@ -45,7 +51,11 @@ class Database:
             timeout=wait_seconds,
             name=name,
             open=False,
-            kwargs={"prepare_threshold": 0, "application_name": f"smsbill-{name}", "options": options},
+            kwargs={
+                "prepare_threshold": 0,
+                "application_name": f"smsbill-{name}",
+                "options": f"{_SESSION_OPTIONS} {options}",
+            },
             reconnect_timeout=wait_seconds,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -191,13 +192,22 @@ class GrpcServer:
 
 
 def server_credentials(settings: BaseSettings) -> grpc.ServerCredentials | None:
-    """TLS credentials of the settings, or None without them. Raises `StartError` for half a pair or no file."""
+    """TLS credentials of the settings, or None without them. Raises `StartError` for half a pair or bad files."""
     certificate, key = settings.grpc_tls_certificate, settings.grpc_tls_key
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise StartError("set both SMSBILL_GRPC_TLS_CERTIFICATE and SMSBILL_GRPC_TLS_KEY, or neither")
-    return grpc.ssl_server_credentials([(_read(key), _read(certificate))])
+    pair = (_read(key), _read(certificate))
+    try:
+        # gRPC says no more of a bad pair than that it cannot listen. Without a password an encrypted key is no key.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise StartError(
+            f"{certificate} and {key} are no PEM certificate with its key ({error.reason});"
+            " correct SMSBILL_GRPC_TLS_CERTIFICATE and SMSBILL_GRPC_TLS_KEY"
+        ) from None
+    return grpc.ssl_server_credentials([pair])
 
 
 def _read(path: Path) -> bytes:
@@ -216,9 +226,9 @@ def open_channel(settings: BaseSettings, target: str) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
     ]
-    if settings.grpc_tls_certificate is None:
-        return grpc.aio.insecure_channel(target, options=options)
     authorities = settings.grpc_tls_ca or settings.grpc_tls_certificate
+    if authorities is None:
+        return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(_read(authorities)), options=options)
 
 

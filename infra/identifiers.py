@@ -69,11 +69,3 @@ def brand_of(identifier: str) -> int | None:
     for character in identifier[10:23]:
         brand_id = brand_id << 5 | _VALUES[character]
     return brand_id if brand_id < 1 << 63 else None
-
-
-def milliseconds_of(identifier: str) -> int:
-    """Return the moment that an identifier carries, in milliseconds since 1970."""
-    milliseconds = 0
-    for character in identifier[:10]:
-        milliseconds = milliseconds << 5 | _VALUES[character]
-    return milliseconds

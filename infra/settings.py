@@ -21,7 +21,12 @@ class BaseSettings(pydantic_settings.BaseSettings):
     """What every process needs."""
 
     model_config = pydantic_settings.SettingsConfigDict(
-        env_prefix="SMSBILL_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+        env_prefix="SMSBILL_",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
     )
 
     data_dir: Path = Field(
@@ -48,7 +53,7 @@ class BaseSettings(pydantic_settings.BaseSettings):
     )
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the gRPC ports")
     grpc_tls_ca: Path | None = Field(
-        None, description="PEM authorities that our gRPC clients trust; not set: the system's"
+        None, description="PEM authorities that our gRPC clients trust; not set: the certificate of the ports itself"
     )
     grpc_message_bytes_max: int = Field(
         8 * 1024 * 1024, gt=0, description="Largest gRPC message; a batch of 5,000 items is about 1 MiB"

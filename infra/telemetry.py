@@ -1,7 +1,7 @@
 """Logs and metrics.
 
-A log line is one event with its fields; `request_id` and `trace_id` bound to a context follow a message through all
-processes. Phone numbers and texts never appear whole: a processor masks what looks like a number, whatever logs it.
+A log line is one event with its fields; a `request_id` bound to a context follows a message through gateway and
+workers. Phone numbers and texts never appear whole: a processor masks what looks like a number, whatever logs it.
 """
 
 from __future__ import annotations

@@ -93,14 +93,15 @@ Every setting is an environment variable, or a line of a `.env` file in the work
 value that breaks its rule ends the start with one line that names the variable and the rule. An empty default means
 that the setting is not set.
 
-`smsbill up` and `smsbill demo` read all of them and hand them to the processes that they start.
+*Read by* names the processes; *stack* stands for `smsbill up` and `demo`, which hand the settings on to the processes
+that they start, and for `migrate`, `reconcile` and `doctor`; *commands* for all others that call the services.
 """
 
 PROCESSES = (
     ("cost centre", "costcenter.settings", "Settings"),
     ("gateway", "smsgateway.settings", "Settings"),
     ("worker", "workers.settings", "Settings"),
-    ("up, demo", "smsbill.settings", "StackSettings"),
+    ("stack", "smsbill.settings", "StackSettings"),
     ("carrier-simulator", "smsbill.carrier_process", "CarrierSettings"),
     ("commands", "smsbill.client", "ClientSettings"),
 )

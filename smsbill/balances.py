@@ -13,9 +13,10 @@ from protos.costcenter.v1 import cost_center_pb2 as pb
 from smsbill.client import Client
 from smsbill.tables import moment, plain
 
-COLUMNS = ("#brand", "#total", "#frozen", "#available", "#verification", "#notification", "#marketing")
+TITLE = "Balances (segments; on the right what is available by type)"
+COLUMNS = ("#brand", "#total", "#frozen", "#available", "#verif.", "#notif.", "#market.")
 PACKAGE_COLUMNS = (
-    "#package", "source", "#granted", "#remaining", "#held", "#paid", "#refunded", "#expired", "types", "expires",
+    "#package", "source", "#granted", "#remaining", "#held", "#paid", "#refunded", "#expired", "expires", "types",
 )  # fmt: skip
 
 
@@ -65,6 +66,6 @@ def package_row(package: Any) -> tuple[object, ...]:
         package.paid,
         package.refunded,
         package.expired,
+        moment(package.expires_at)[:10] or "never",
         ", ".join(told["sms_types"]) or "all",
-        moment(package.expires_at) or "never",
     )

@@ -20,7 +20,7 @@ from smsbill.screen import Screen
 from smsbill.settings import StackSettings
 from smsbill.showcase import Run, States
 from smsbill.stack import Stack
-from smsbill.tables import print_json, word
+from smsbill.tables import plain, print_json, word
 from smsbill.up import perform
 
 _ADDRESSES = ("costcenter_address", "gateway_address", "http_address", "simulator_address", "worker_http_address")
@@ -100,10 +100,7 @@ async def _checked(
     for each in [*differences, *wrong][:_DIFFERENCES_TOLD]:
         screen.notify(str(each))
     by_state: Counter[int] = sum(states.values(), Counter())
-    figures = [
-        dict(zip(_names(balances.COLUMNS), balances.row(each), strict=True))
-        for each in await balances.read(client, list(brands))
-    ]
+    figures = [plain(each) for each in await balances.read(client, list(brands))]
     return {
         "ok": final and not differences and not wrong,
         "messages": done.accepted.total(),
@@ -117,7 +114,3 @@ async def _checked(
         "difference_count": len(differences) + len(wrong),
         "balances": figures,
     }
-
-
-def _names(columns: tuple[str, ...]) -> list[str]:
-    return [column.removeprefix("#") for column in columns]

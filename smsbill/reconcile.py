@@ -89,6 +89,7 @@ class Reconciliation:
             owed = await gateway.owed(messages, PAGE_SIZE)
             moving = await gateway.in_flight(messages)
             expected_open = await gateway.expected_open(messages)
+            found += [difference async for difference in gateway.sent_unpaid(messages, PAGE_SIZE)]
             compared = 0
             async for charge, paid in _merge(
                 ledger.charges(charges, PAGE_SIZE), gateway.charged_messages(messages, PAGE_SIZE)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from protos.costcenter.v1 import cost_center_pb2 as ledger_pb
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
@@ -20,6 +22,9 @@ from smsbill.tables import console, table, word
 
 _STATE = pb.MessageState.DESCRIPTOR
 _PACKAGES_SHOWN = 10
+_LEFT_OUT = ("source", "#held", "#expired")
+
+T = TypeVar("T")
 
 
 class Screen:
@@ -45,9 +50,11 @@ class Screen:
     def sending(self, brands: Mapping[int, str], orders: list[Order]) -> Iterator[SendingProgress]:
         """A bar per brand: how many of its messages are final, and where the others are."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[states]}"),
-        )  # fmt: skip
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=24)),
+            BarColumn(bar_width=14),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[states]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        )
         with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
             yield SendingProgress(progress, brands, orders)
 
@@ -55,13 +62,13 @@ class Screen:
         """Balances, packages and states of messages as tables."""
         found = await balances.read(client, list(brands))
         rows = [(brands[each.brand_id], *balances.row(each)) for each in found]
-        self._console.print(table("Balances (segments)", ("name", *balances.COLUMNS), rows))
+        self._console.print(table(balances.TITLE, ("name", *balances.COLUMNS), rows))
         packages = []
         for brand_id in brands:
             request = ledger_pb.ListPackagesRequest(brand_id=brand_id, page_size=_PACKAGES_SHOWN)
             reply = await client.call(client.ledger.ListPackages, request)
-            packages += [(brand_id, *balances.package_row(package)) for package in reply.packages]
-        self._console.print(table("Packages (segments)", ("#brand", *balances.PACKAGE_COLUMNS), packages))
+            packages += [(brand_id, *_narrow(balances.package_row(package))) for package in reply.packages]
+        self._console.print(table("Packages (segments)", ("#brand", *_narrow(balances.PACKAGE_COLUMNS)), packages))
         present = sorted({state for counts in states.values() for state in counts})
         columns = ("name", "#messages", *(f"#{word(_STATE, state)}" for state in present))
         self._console.print(
@@ -88,9 +95,15 @@ class Screen:
         rows += [("data folder", data_dir), ("logs", file.log_folder), ("token (admin)", file.token)]
         self._console.print(table("Addresses", ("what", "where"), rows))
         self._console.print(
-            "Try in another terminal:  smsbill balance   ·   smsbill messages --brand 1   ·   smsbill doctor\n"
-            "Callers send the token as `authorization: Bearer <token>`. Ctrl-C stops everything; nothing is lost."
+            "Callers send the token as `authorization: Bearer <token>`. In another terminal:\n"
+            "  smsbill balance, smsbill messages --brand 1, smsbill send --help, smsbill doctor\n"
+            "Ctrl-C stops everything; nothing is lost."
         )
+
+
+def _narrow(row: Sequence[T]) -> list[T]:
+    """A row of packages without what the demo's packages have nothing to tell of: it must fit a terminal."""
+    return [cell for column, cell in zip(balances.PACKAGE_COLUMNS, row, strict=True) if column not in _LEFT_OUT]
 
 
 class SendingProgress:

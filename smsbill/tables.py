@@ -11,10 +11,14 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 Row = Sequence[object]
+
+# Columns that are copied from: they are not broken over lines either.
+WHOLE = ("where", "message", "token", "expires")
 
 
 def print_json(value: object) -> None:
@@ -46,9 +50,17 @@ def moment(value: Timestamp) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Table:
     """A table; columns of numbers (named with a leading `#`) are set to the right."""
-    made = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        is_number = column.startswith("#")
+        # A number that is cut or broken is a wrong one; texts give way.
+        made.add_column(
+            column.removeprefix("#"),
+            justify="right" if is_number else "left",
+            min_width=len(column) - 1 if is_number else None,
+            no_wrap=is_number or column in WHOLE or column == "name",
+            overflow="ellipsis" if column == "name" else "fold",
+        )
     for row in rows:
         made.add_row(*(_text(cell) for cell in row))
     return made

@@ -12,7 +12,7 @@ from infra.database import Connection
 from infra.differences import Difference
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.queues import QueueItem, Queues, queue_of
-from smsgateway.schema import DispatchState, OutboxKind
+from smsgateway.schema import DispatchState, MessageState, OutboxKind
 
 # Every message that was charged, in the order of the ledger's payments. While a message has a dispatch, its payment is
 # noted there.
@@ -30,6 +30,14 @@ order by m.brand_id, payment_no, m.message_id
 EXPECTED_OPEN = """
 select brand_id, order_no, sum(segments)::bigint from smsgateway.dispatch
 where payment_no is null and order_no is not null group by brand_id, order_no
+"""
+
+# What the carrier took without anybody having paid.
+UNPAID = f"""
+select brand_id, message_id from smsgateway.message
+where payment_no is null and state in ({MessageState.SENT:d}, {MessageState.DELIVERED:d}, {MessageState.UNDELIVERED:d},
+  {MessageState.EXPIRED:d}) and (brand_id, message_id) > (%s, %s)
+order by brand_id, message_id limit %s
 """
 
 IN_FLIGHT = "select brand_id, dispatch_id from smsgateway.dispatch where payment_no is null"
@@ -80,6 +88,18 @@ async def charged_messages(connection: Connection, page_size: int) -> AsyncItera
             break
         yield [ChargedMessage(*row) for row in rows]
     await connection.execute("close charged_messages")
+
+
+async def sent_unpaid(connection: Connection, page_size: int) -> AsyncIterator[Difference]:
+    """Messages that were sent and have no payment."""
+    after: tuple[int, str] = (0, "")
+    while True:
+        rows = await (await connection.execute(UNPAID, (*after, page_size))).fetchall()
+        for brand_id, message_id in rows:
+            yield Difference("message without payment", brand_id, message_id, "payment", "a payment", "none")
+        if len(rows) < page_size:
+            return
+        after = (rows[-1][0], rows[-1][1])
 
 
 async def expected_open(connection: Connection) -> dict[tuple[int, str], int]:

@@ -227,6 +227,10 @@ class Stack:
         request = sms_gateway_pb2.GetMessageRequest(message_id=message_id)
         return (await self.sms.GetMessage(request, metadata=bearer(ADMIN), timeout=SECONDS)).message
 
+    async def state(self, message_id: str) -> MessageState:
+        """The state that a caller sees."""
+        return MessageState((await self.message(message_id)).state)
+
     async def balance(self, brand_id: int = BRAND) -> tuple[int, int]:
         """Segments that the brand owns and that are frozen."""
         request = cost_center_pb2.GetBalanceRequest(brand_id=brand_id)
@@ -277,7 +281,7 @@ class Stack:
         """Wait until a message is seen in one of these states."""
 
         async def there() -> bool:
-            return (await self.message(message_id)).state in states
+            return await self.state(message_id) in states
 
         await eventually(there, seconds)
         return await self.message(message_id)
@@ -295,7 +299,7 @@ async def running_stack(
     """All parts but workers, with two brands that own a million segments each. Receipts come after 20 ms."""
     async with AsyncExitStack() as exit_stack:
         costcenter_settings = CostCenterSettings(
-            _env_file=None,  # type: ignore[call-arg] # pydantic-settings' own
+            _env_file=None,
             database_url=database_url,
             costcenter_address="127.0.0.1:0",
             bootstrap_token=ADMIN,

@@ -146,8 +146,9 @@ class ReceiptConsumer:
         async with self._database.connection() as connection:
             finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
             changed = await store.set_final(connection, _first_per_message(finals))
-            await store.delete(connection, [_item(item.receipt) for item in settled])
-            await store.put_off(connection, put_off)
+            async with connection.pipeline():
+                await store.delete(connection, [_item(item.receipt) for item in settled])
+                await store.put_off(connection, put_off)
         self._count(settled, changed)
         if put_off:
             log.info("receipts put off", reasons=dict(Counter(item.error for item in put_off)))

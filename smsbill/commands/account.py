@@ -68,7 +68,7 @@ def balance(
     show(
         as_json,
         plain(found[0]) if brand else [plain(each) for each in found],
-        "Balances (segments)",
+        balances.TITLE,
         balances.COLUMNS,
         [balances.row(each) for each in found],
     )

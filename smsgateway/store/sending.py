@@ -389,21 +389,23 @@ async def set_orders(connection: Connection, orders: Sequence[tuple[int, str, in
 
 async def mark(connection: Connection, marks: Sequence[Mark]) -> set[Key]:
     """Mark dispatches as being submitted, with the routes of their receipts; those in the result may be called."""
-    cursor = await connection.execute(
-        _MARK,
-        (
-            arrays.integers([item.brand_id for item in marks]),
-            arrays.texts([item.dispatch_id for item in marks]),
-            arrays.integers([item.epoch for item in marks]),
-            arrays.texts([item.payment_no for item in marks]),
-            arrays.texts([item.account for item in marks]),
-            arrays.texts([item.call_id for item in marks]),
-        ),
-    )
-    marked = await _keys(cursor)
-    ours = [item for item in marks if (item.brand_id, item.dispatch_id) in marked]
-    await insert_routes(connection, [(item.account, item.call_id, item.brand_id, item.dispatch_id) for item in ours])
-    return marked
+    # In one round trip. A route of a call that is not made leads to the dispatch that it was meant for.
+    async with connection.pipeline():
+        cursor = await connection.execute(
+            _MARK,
+            (
+                arrays.integers([item.brand_id for item in marks]),
+                arrays.texts([item.dispatch_id for item in marks]),
+                arrays.integers([item.epoch for item in marks]),
+                arrays.texts([item.payment_no for item in marks]),
+                arrays.texts([item.account for item in marks]),
+                arrays.texts([item.call_id for item in marks]),
+            ),
+        )
+        await insert_routes(
+            connection, [(item.account, item.call_id, item.brand_id, item.dispatch_id) for item in marks]
+        )
+    return await _keys(cursor)
 
 
 async def insert_routes(connection: Connection, routes: Sequence[tuple[str, str, int, str]]) -> None:
@@ -483,16 +485,17 @@ async def accept(connection: Connection, items: Sequence[Acceptance]) -> list[Se
             ),
         )
     by_key = {(item.brand_id, item.dispatch_id): item for item in items}
-    for of_batch in (False, True):
-        some = [row for row in settled if row.of_batch is of_batch]
-        if some:
-            await _set_sent(connection, some, by_key, of_batch=of_batch)
     routes = []
     for row in settled:
         carrier_message_id = by_key[row.brand_id, row.dispatch_id].carrier_message_id
         if carrier_message_id and row.account:
             routes.append((row.account, carrier_message_id, row.brand_id, row.dispatch_id))
-    await insert_routes(connection, routes)
+    async with connection.pipeline():
+        for of_batch in (False, True):
+            some = [row for row in settled if row.of_batch is of_batch]
+            if some:
+                await _set_sent(connection, some, by_key, of_batch=of_batch)
+        await insert_routes(connection, routes)
     return settled
 
 

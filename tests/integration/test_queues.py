@@ -85,7 +85,7 @@ async def test_entries_come_back_in_order_with_their_ids(queues: Queues, redis: 
         return announced >= {SINGLE.key, FAR.key, BATCH.key}
 
     await eventually(all_announced, 5)
-    await pubsub.aclose()
+    await pubsub.aclose()  # type: ignore[no-untyped-call] # the library's annotations lack it
 
 
 async def test_a_lease_excludes_others_until_it_ends(queues: Queues) -> None:
@@ -151,7 +151,7 @@ async def test_a_queue_given_back_is_announced(queues: Queues, redis: Redis) -> 
         return FREED + SINGLE.key in heard
 
     await eventually(announced, 5)
-    await pubsub.aclose()
+    await pubsub.aclose()  # type: ignore[no-untyped-call] # the library's annotations lack it
     assert (await leased(queues, SINGLE, "w2")).epoch > lease.epoch
 
 

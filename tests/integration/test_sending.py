@@ -394,7 +394,7 @@ async def _claimed(stack: Stack, *ids: str) -> bool:
 
 
 async def _queued(stack: Stack, count: int) -> bool:
-    return (await stack.rows("select count(*) from dispatch where state = 2"))[0][0] == count
+    return bool((await stack.rows("select count(*) from dispatch where state = 2"))[0][0] == count)
 
 
 async def _put_off(stack: Stack) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -18,7 +19,7 @@ from smsgateway.queues import open_redis
 from smsgateway.schema import MessageState
 
 # A worker without a carrier's account sweeps and sends nothing.
-SWEEPS_ONLY = {"chuanglan_account": ""}
+SWEEPS_ONLY: dict[str, Any] = {"chuanglan_account": ""}
 SOON_HOURS = 0.3 / 3_600
 
 
@@ -33,7 +34,8 @@ async def entries(redis_url: str) -> Counter[str]:
     found: Counter[str] = Counter()
     async with open_redis(redis_url, connections_max=2, timeout_seconds=5) as redis:
         for key in await redis.keys("sms:{*"):
-            found.update(fields["i"] for _, fields in await redis.xrange(key))
+            entries: Any = await redis.xrange(key)
+            found.update(str(fields["i"]) for _, fields in entries)
     return found
 
 
@@ -150,7 +152,7 @@ async def test_a_message_without_a_receipt_expires(stack: Stack) -> None:
     refunded = await stack.send(brand_id=44)
     assert await stack.wait_until_final(2) == {MessageState.EXPIRED: 2}
     assert (await stack.message(kept)).result_code == "NO_RECEIPT"
-    assert (await stack.message(refunded)).state == MessageState.EXPIRED
+    assert await stack.state(refunded) == MessageState.EXPIRED
     assert await stack.balance() == (GRANTED - 1, 0)
     assert await stack.balance(44) == (100, 0)
 
@@ -257,7 +259,7 @@ async def _more_sweeps(before: float, count: int) -> bool:
 
 
 async def _in_state(stack: Stack, state: int, count: int = 1) -> bool:
-    return (await stack.rows("select count(*) from dispatch where state = %s", state))[0][0] == count
+    return bool((await stack.rows("select count(*) from dispatch where state = %s", state))[0][0] == count)
 
 
 async def _states_are(stack: Stack, states: dict[MessageState, int]) -> bool:

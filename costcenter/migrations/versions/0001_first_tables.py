@@ -354,8 +354,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("secret_sha256"),
         schema="costcenter",
     )
-    # A lane is one stream of transactions. Four keep two processors and the disk busy; their number is changed by a
-    # migration while nothing runs, because a brand's lane follows from it.
+    # A lane is one stream of transactions. Two keep two processors and the disk busy, and more make groups smaller;
+    # their number is changed while nothing runs, because a brand's lane follows from it.
     op.execute("insert into costcenter.lane (lane_id) select generate_series(0, 1)")
 
 

@@ -112,7 +112,8 @@ class CostCenterAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutPackageOffer(self, request, context):
-        """Creates or changes an offer; orders made before keep what they were made with. Role admin.
+        """Creates or changes an offer; orders made before keep what they were made with. Role admin for
+        all brands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,21 +136,21 @@ class CostCenterAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateToken(self, request, context):
-        """Makes a token; its secret is shown once and stored hashed. Role admin.
+        """Makes a token; its secret is shown once and stored hashed. Role admin for all brands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTokens(self, request, context):
-        """The tokens, newest first, without secrets. Role admin.
+        """The tokens, newest first, without secrets. Role admin for all brands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Ends a token at once. Role admin. NOT_FOUND: TOKEN_NOT_FOUND.
+        """Ends a token at once. Role admin for all brands. NOT_FOUND: TOKEN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

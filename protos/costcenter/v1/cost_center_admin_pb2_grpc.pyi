@@ -40,7 +40,9 @@ class CostCenterAdminStub:
     ListBrands: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]
     """The brands that the token may see, in order of brand_id. Role viewer."""
     PutPackageOffer: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]
-    """Creates or changes an offer; orders made before keep what they were made with. Role admin."""
+    """Creates or changes an offer; orders made before keep what they were made with. Role admin for
+    all brands.
+    """
     ListPackageOffers: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListPackageOffersRequest, _cost_center_admin_pb2.ListPackageOffersResponse]
     """The offers, in order of offer_id. Role viewer."""
     AdjustPackage: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.AdjustPackageRequest, _cost_center_admin_pb2.AdjustPackageResponse]
@@ -49,11 +51,11 @@ class CostCenterAdminStub:
     PACKAGE_EXPIRED, PACKAGE_IN_USE, BRAND_CLOSED.
     """
     CreateToken: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.CreateTokenRequest, _cost_center_admin_pb2.CreateTokenResponse]
-    """Makes a token; its secret is shown once and stored hashed. Role admin."""
+    """Makes a token; its secret is shown once and stored hashed. Role admin for all brands."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListTokensRequest, _cost_center_admin_pb2.ListTokensResponse]
-    """The tokens, newest first, without secrets. Role admin."""
+    """The tokens, newest first, without secrets. Role admin for all brands."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.RevokeTokenRequest, _cost_center_admin_pb2.RevokeTokenResponse]
-    """Ends a token at once. Role admin. NOT_FOUND: TOKEN_NOT_FOUND."""
+    """Ends a token at once. Role admin for all brands. NOT_FOUND: TOKEN_NOT_FOUND."""
     CheckToken: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.CheckTokenRequest, _cost_center_admin_pb2.CheckTokenResponse]
     """Tells what a token may do, for services that check their callers here. Role biller for all brands.
     NOT_FOUND: TOKEN_NOT_FOUND.
@@ -71,7 +73,9 @@ class CostCenterAdminAsyncStub(CostCenterAdminStub):
     ListBrands: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]  # type: ignore[assignment]
     """The brands that the token may see, in order of brand_id. Role viewer."""
     PutPackageOffer: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]  # type: ignore[assignment]
-    """Creates or changes an offer; orders made before keep what they were made with. Role admin."""
+    """Creates or changes an offer; orders made before keep what they were made with. Role admin for
+    all brands.
+    """
     ListPackageOffers: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListPackageOffersRequest, _cost_center_admin_pb2.ListPackageOffersResponse]  # type: ignore[assignment]
     """The offers, in order of offer_id. Role viewer."""
     AdjustPackage: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.AdjustPackageRequest, _cost_center_admin_pb2.AdjustPackageResponse]  # type: ignore[assignment]
@@ -80,11 +84,11 @@ class CostCenterAdminAsyncStub(CostCenterAdminStub):
     PACKAGE_EXPIRED, PACKAGE_IN_USE, BRAND_CLOSED.
     """
     CreateToken: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.CreateTokenRequest, _cost_center_admin_pb2.CreateTokenResponse]  # type: ignore[assignment]
-    """Makes a token; its secret is shown once and stored hashed. Role admin."""
+    """Makes a token; its secret is shown once and stored hashed. Role admin for all brands."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListTokensRequest, _cost_center_admin_pb2.ListTokensResponse]  # type: ignore[assignment]
-    """The tokens, newest first, without secrets. Role admin."""
+    """The tokens, newest first, without secrets. Role admin for all brands."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.RevokeTokenRequest, _cost_center_admin_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Ends a token at once. Role admin. NOT_FOUND: TOKEN_NOT_FOUND."""
+    """Ends a token at once. Role admin for all brands. NOT_FOUND: TOKEN_NOT_FOUND."""
     CheckToken: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.CheckTokenRequest, _cost_center_admin_pb2.CheckTokenResponse]  # type: ignore[assignment]
     """Tells what a token may do, for services that check their callers here. Role biller for all brands.
     NOT_FOUND: TOKEN_NOT_FOUND.
@@ -123,7 +127,9 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_admin_pb2.PutPackageOfferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.PutPackageOfferResponse, _abc.Awaitable[_cost_center_admin_pb2.PutPackageOfferResponse]]:
-        """Creates or changes an offer; orders made before keep what they were made with. Role admin."""
+        """Creates or changes an offer; orders made before keep what they were made with. Role admin for
+        all brands.
+        """
 
     @_abc_1.abstractmethod
     def ListPackageOffers(
@@ -150,7 +156,7 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_admin_pb2.CreateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.CreateTokenResponse, _abc.Awaitable[_cost_center_admin_pb2.CreateTokenResponse]]:
-        """Makes a token; its secret is shown once and stored hashed. Role admin."""
+        """Makes a token; its secret is shown once and stored hashed. Role admin for all brands."""
 
     @_abc_1.abstractmethod
     def ListTokens(
@@ -158,7 +164,7 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_admin_pb2.ListTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.ListTokensResponse, _abc.Awaitable[_cost_center_admin_pb2.ListTokensResponse]]:
-        """The tokens, newest first, without secrets. Role admin."""
+        """The tokens, newest first, without secrets. Role admin for all brands."""
 
     @_abc_1.abstractmethod
     def RevokeToken(
@@ -166,7 +172,7 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_admin_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.RevokeTokenResponse, _abc.Awaitable[_cost_center_admin_pb2.RevokeTokenResponse]]:
-        """Ends a token at once. Role admin. NOT_FOUND: TOKEN_NOT_FOUND."""
+        """Ends a token at once. Role admin for all brands. NOT_FOUND: TOKEN_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def CheckToken(

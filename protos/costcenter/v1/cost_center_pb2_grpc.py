@@ -201,28 +201,28 @@ class CostCenterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchSmsSendPrePay(self, request, context):
-        """Many SmsSendPrePay in one call: the same as one after another, each with its own result.
+        """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchSmsSendPay(self, request, context):
-        """Many SmsSendPay in one call: the same as one after another, each with its own result.
+        """Many SmsSendPay in one call: the same as one after another, each with its own result. Role biller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchSmsSendStatusCallBack(self, request, context):
-        """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result.
+        """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result. Role biller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchSmsReceiptStatusCallBack(self, request, context):
-        """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result.
+        """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result. Role biller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,13 +79,13 @@ class CostCenterStub:
     Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     BatchSmsSendPrePay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPrePayRequest, _cost_center_pb2.BatchSmsSendPrePayResponse]
-    """Many SmsSendPrePay in one call: the same as one after another, each with its own result."""
+    """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsSendPay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPayRequest, _cost_center_pb2.BatchSmsSendPayResponse]
-    """Many SmsSendPay in one call: the same as one after another, each with its own result."""
+    """Many SmsSendPay in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsSendStatusCallBack: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendStatusCallBackRequest, _cost_center_pb2.BatchSmsSendStatusCallBackResponse]
-    """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result."""
+    """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsReceiptStatusCallBack: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsReceiptStatusCallBackRequest, _cost_center_pb2.BatchSmsReceiptStatusCallBackResponse]
-    """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result."""
+    """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
     GetBalance: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.GetBalanceRequest, _cost_center_pb2.GetBalanceResponse]
     """A brand's balance, now or as of a past moment. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetBalanceHistory: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.GetBalanceHistoryRequest, _cost_center_pb2.GetBalanceHistoryResponse]
@@ -142,13 +142,13 @@ class CostCenterAsyncStub(CostCenterStub):
     Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     BatchSmsSendPrePay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPrePayRequest, _cost_center_pb2.BatchSmsSendPrePayResponse]  # type: ignore[assignment]
-    """Many SmsSendPrePay in one call: the same as one after another, each with its own result."""
+    """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsSendPay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPayRequest, _cost_center_pb2.BatchSmsSendPayResponse]  # type: ignore[assignment]
-    """Many SmsSendPay in one call: the same as one after another, each with its own result."""
+    """Many SmsSendPay in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsSendStatusCallBack: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendStatusCallBackRequest, _cost_center_pb2.BatchSmsSendStatusCallBackResponse]  # type: ignore[assignment]
-    """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result."""
+    """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
     BatchSmsReceiptStatusCallBack: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsReceiptStatusCallBackRequest, _cost_center_pb2.BatchSmsReceiptStatusCallBackResponse]  # type: ignore[assignment]
-    """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result."""
+    """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
     GetBalance: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.GetBalanceRequest, _cost_center_pb2.GetBalanceResponse]  # type: ignore[assignment]
     """A brand's balance, now or as of a past moment. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetBalanceHistory: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.GetBalanceHistoryRequest, _cost_center_pb2.GetBalanceHistoryResponse]  # type: ignore[assignment]
@@ -256,7 +256,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_pb2.BatchSmsSendPrePayRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.BatchSmsSendPrePayResponse, _abc.Awaitable[_cost_center_pb2.BatchSmsSendPrePayResponse]]:
-        """Many SmsSendPrePay in one call: the same as one after another, each with its own result."""
+        """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller."""
 
     @_abc_1.abstractmethod
     def BatchSmsSendPay(
@@ -264,7 +264,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_pb2.BatchSmsSendPayRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.BatchSmsSendPayResponse, _abc.Awaitable[_cost_center_pb2.BatchSmsSendPayResponse]]:
-        """Many SmsSendPay in one call: the same as one after another, each with its own result."""
+        """Many SmsSendPay in one call: the same as one after another, each with its own result. Role biller."""
 
     @_abc_1.abstractmethod
     def BatchSmsSendStatusCallBack(
@@ -272,7 +272,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_pb2.BatchSmsSendStatusCallBackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.BatchSmsSendStatusCallBackResponse, _abc.Awaitable[_cost_center_pb2.BatchSmsSendStatusCallBackResponse]]:
-        """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result."""
+        """Many SmsSendStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
 
     @_abc_1.abstractmethod
     def BatchSmsReceiptStatusCallBack(
@@ -280,7 +280,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_pb2.BatchSmsReceiptStatusCallBackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.BatchSmsReceiptStatusCallBackResponse, _abc.Awaitable[_cost_center_pb2.BatchSmsReceiptStatusCallBackResponse]]:
-        """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result."""
+        """Many SmsReceiptStatusCallBack in one call: the same as one after another, each with its own result. Role biller."""
 
     @_abc_1.abstractmethod
     def GetBalance(
