@@ -43,7 +43,8 @@ def _identifier(name: str, *, nullable: bool = False) -> Column[str]:
 
 
 def _brand() -> Column[int]:
-    return Column("brand_id", BigInteger, nullable=False)
+    # Where it is the whole key, SQLAlchemy would have the database number rows that name no brand.
+    return Column("brand_id", BigInteger, nullable=False, autoincrement=False)
 
 
 def _count(name: str) -> Column[int]:
@@ -263,6 +264,11 @@ refund = Table(
     Column("record_no", BigInteger, nullable=False),
     PrimaryKeyConstraint("brand_id", "payment_no", "message_id"),
     CheckConstraint("segments > 0", name="refund_positive"),
+    CheckConstraint(
+        "cardinality(line_packages) = cardinality(line_segments)"
+        " and cardinality(line_targets) = cardinality(line_segments)",
+        name="refund_lines_whole",
+    ),
     CheckConstraint("cause between 1 and 2", name="refund_cause_known"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from zoneinfo import available_timezones
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from costcenter.book import Terms
 from costcenter.engine import EngineLimits
@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     def _known_zone(cls, value: str) -> str:
         if value not in available_timezones():
             raise ValueError("must be an IANA time zone such as Asia/Shanghai")
+        return value
+
+    @field_validator("freeze_time_to_live_seconds_max")
+    @classmethod
+    def _covers_the_default(cls, value: int, info: ValidationInfo) -> int:
+        # Else every freeze that names no time to live would be refused.
+        if value < info.data.get("freeze_time_to_live_seconds", 0):
+            raise ValueError("must be at least SMSBILL_FREEZE_TIME_TO_LIVE_SECONDS")
         return value
 
     @property

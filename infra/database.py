@@ -22,17 +22,18 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 # failures and deadlocks (class 40). InterfaceError is raised for a connection that is already closed.
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError)
 
-# With arrays as parameters the planner cannot know how many rows come; a plan made for an empty table would then
-# scan a full one. Only index look-ups stay flat as tables grow, so they are all that is left to choose.
-LOOKUP_OPTIONS = (
-    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
-    " -c jit=off -c plan_cache_mode=force_generic_plan"
-)
-
 # What a server's or a user's defaults must not change. In a zone ahead of UTC the last moments of the year 9999, which
 # a package may end with, are past what Python can hold; and whoever waits for a lock must see what was written
 # meanwhile.
 _SESSION_OPTIONS = "-c TimeZone=UTC -c default_transaction_isolation=read\\ committed"
+
+# Only index look-ups stay flat as tables grow, so they are all that is left to choose. Statements that leave the
+# planner no other order (see `infra.bulk`) are planned once and for all.
+_LOOK_UPS = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off -c jit=off"
+LOOKUP_OPTIONS = f"{_LOOK_UPS} -c plan_cache_mode=force_generic_plan"
+# Statements that join freely are planned each time, by the table's size and the length of the arrays: a plan made while
+# a queue's table was empty would walk all of it for each group once a backlog has come.
+FRESH_PLAN_OPTIONS = f"{_LOOK_UPS} -c plan_cache_mode=force_custom_plan"
 
 
 class Database:

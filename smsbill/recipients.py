@@ -156,7 +156,7 @@ class RecipientFile:
                 try:
                     decoder.decode(block)
                 except UnicodeDecodeError as error:
-                    return line + block[: error.start].count(b"\n")
+                    return line + error.object[: error.start].count(b"\n")
                 line += block.count(b"\n")
         try:
             decoder.decode(b"", final=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 Row = Sequence[object]
 
+_NAME_WIDTH = 20
 # Columns that are copied from: they are not broken over lines either.
 WHOLE = ("where", "message", "token", "expires")
 
@@ -58,6 +59,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> Table:
             column.removeprefix("#"),
             justify="right" if is_number else "left",
             min_width=len(column) - 1 if is_number else None,
+            max_width=_NAME_WIDTH if column == "name" else None,
             no_wrap=is_number or column in WHOLE or column == "name",
             overflow="ellipsis" if column == "name" else "fold",
         )

@@ -29,6 +29,7 @@ async def _run(settings: StackSettings, demo_messages: int, as_json: bool) -> in
     try:
         return await interruption.run(_body(stack, screen, demo_messages, as_json), hurry=stack.hurry.set)
     except interruption.Interrupted:
+        screen.say("Stopped")
         return 0
 
 
@@ -45,10 +46,11 @@ async def _body(stack: Stack, screen: Screen, demo_messages: int, as_json: bool)
         if as_json:
             print_json({name: value for name, value in asdict(stack.file).items() if name not in _UNTOLD})
         await asyncio.Event().wait()
-    finally:
+    except asyncio.CancelledError:
         screen.say("Stopping; a second Ctrl-C does not wait")
+        raise
+    finally:
         await stack.stop()
-        screen.say("Stopped")
     return 0
 
 

@@ -9,7 +9,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from infra.authorization import Authenticator
-from infra.database import LOOKUP_OPTIONS, Database
+from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
 from infra.http_server import HttpServer
@@ -65,7 +65,7 @@ class GatewayProcess:
             settings.database_url,
             size=settings.gateway_database_connections,
             wait_seconds=settings.database_wait_seconds,
-            options=LOOKUP_OPTIONS,
+            options=FRESH_PLAN_OPTIONS,
             name="gateway",
         )
         await database.open()

@@ -54,6 +54,21 @@ def database_url(servers: EmbeddedServers, database_template: str) -> Iterator[s
     yield from _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template))
 
 
+@pytest.fixture(scope="session")
+def migrated_database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
+    """A migrated database that stays empty, for tests that only ask."""
+    yield from _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template))
+
+
+@pytest.fixture(scope="session")
+def known_empty_database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
+    """A migrated database whose tables PostgreSQL knows to be empty: the worst that it can plan by."""
+    for url in _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template)):
+        with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+            connection.execute("vacuum analyze")
+        yield url
+
+
 @pytest.fixture
 def empty_database_url(servers: EmbeddedServers) -> Iterator[str]:
     """A fresh database without any of our schemas."""

@@ -15,7 +15,7 @@ from gateway_harness import SECONDS, eventually
 
 from costcenter.process import CostCenterProcess
 from costcenter.settings import Settings as CostCenterSettings
-from infra.database import LOOKUP_OPTIONS, Database
+from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.grpc_server import bearer
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import (
@@ -377,7 +377,7 @@ class Tools:
 async def tools(stack: Stack, **changes: Any) -> AsyncIterator[Tools]:
     """Parts on connections of their own."""
     settings = stack.settings(**changes)
-    database = Database(settings.database_url, size=4, wait_seconds=5, options=LOOKUP_OPTIONS)
+    database = Database(settings.database_url, size=4, wait_seconds=5, options=FRESH_PLAN_OPTIONS)
     await database.open()
     redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
     ledger = LedgerClient(settings)

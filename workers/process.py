@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 
-from infra.database import LOOKUP_OPTIONS, Database
+from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.errors import StartError
 from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
@@ -115,7 +115,7 @@ class WorkerProcess:
             settings.database_url,
             size=settings.worker_database_connections,
             wait_seconds=settings.database_wait_seconds,
-            options=LOOKUP_OPTIONS,
+            options=FRESH_PLAN_OPTIONS,
             name="worker",
         )
         await database.open()

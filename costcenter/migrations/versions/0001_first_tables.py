@@ -29,7 +29,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "balance",
-        sa.Column("brand_id", sa.BigInteger(), nullable=False),
+        sa.Column("brand_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("total", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("frozen", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("last_at", sa.DateTime(timezone=True), nullable=True),
@@ -61,7 +61,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "brand",
-        sa.Column("brand_id", sa.BigInteger(), nullable=False),
+        sa.Column("brand_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("status", sa.SmallInteger(), nullable=False),
         sa.Column("time_zone", sa.Text(), nullable=False),
@@ -307,6 +307,11 @@ def upgrade() -> None:
         sa.Column("cause", sa.SmallInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("record_no", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "cardinality(line_packages) = cardinality(line_segments)"
+            " and cardinality(line_targets) = cardinality(line_segments)",
+            name="refund_lines_whole",
+        ),
         sa.CheckConstraint("cause between 1 and 2", name="refund_cause_known"),
         sa.CheckConstraint("segments > 0", name="refund_positive"),
         sa.PrimaryKeyConstraint("brand_id", "payment_no", "message_id"),
