@@ -200,16 +200,17 @@ class Book:
         """
         brand = self._brands[brand_id]
         packages = self._queues[brand_id]
-        events: list[tuple[datetime, int, Package | Freeze]] = [
-            (package.expires_at, 0, package)
+        # What ends at one moment is booked in the order in which it began, whoever found it.
+        events: list[tuple[datetime, int, int, Package | Freeze]] = [
+            (package.expires_at, 0, package.package_id, package)
             for package in packages
             if package.expires_at is not None and package.expires_at <= until and package.remaining
         ]
         freezes = [freeze for freeze in self._freezes.values() if freeze.brand_id == brand_id and freeze.open]
-        events += [(freeze.expires_at, 1, freeze) for freeze in freezes if freeze.expires_at <= until]
-        events.sort(key=lambda event: event[:2])
+        events += [(freeze.expires_at, 1, freeze.record_no, freeze) for freeze in freezes if freeze.expires_at <= until]
+        events.sort(key=lambda event: event[:3])
         reply = self._due.setdefault(brand_id, DueReply())
-        for at, _, due in events:
+        for at, _, _, due in events:
             # A moment before the last record can only be one whose segments were given back since, and those are
             # booked when they come back; the order of the records stays the order of time.
             moment = at if brand.last_at is None else max(at, brand.last_at)

@@ -588,7 +588,8 @@ def _entries_of_one_stream(reply: Any) -> Any:
 def _receipt_entries(entries: Any) -> list[ReceiptEntry]:
     result = []
     for entry_id, fields in entries:
-        values = [_text_fields(fields).get(name) for name in _RECEIPT_FIELDS] if fields else [None]
+        known = _text_fields(fields)
+        values = [known.get(name) for name in _RECEIPT_FIELDS]
         item = None if None in values else ReceiptItem(*cast(list[str], values))
         result.append(ReceiptEntry(_text(entry_id), item))
     return result
@@ -599,4 +600,4 @@ def _text_fields(fields: Any) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value if isinstance(value, str) else value.decode()
