@@ -50,6 +50,26 @@ class Settings(BaseSettings):
     chuanglan_password: SecretStr = Field(SecretStr(""), description="API password at Chuanglan")
     chuanglan_receiver: str = Field("", description="User name that pushed receipts carry; empty: none was agreed")
     chuanglan_push_password: SecretStr = Field(SecretStr(""), description="Password that pushed receipts carry")
+    chuanglan_path: str = Field(
+        "/msg/send/json",
+        pattern="^/",
+        description="Path of Chuanglan's send call; /msg/v1/send/json for accounts on the newer version",
+    )
+    chuanglan_batch_max: int = Field(
+        1_000, ge=1, le=1_000, description="Numbers in one call at Chuanglan; its pages say 1,000, some contracts less"
+    )
+    chuanglan_connect_seconds: float = Field(
+        3, gt=0, le=60, description="How long a connection to Chuanglan may take; until it stands nothing was sent"
+    )
+    chuanglan_call_seconds: float = Field(
+        10, gt=0, le=300, description="How long a call to Chuanglan may take; after that its outcome is unknown"
+    )
+    chuanglan_closed_hours_seconds: float = Field(
+        900,
+        ge=0,
+        le=86_400,
+        description="How long to wait after Chuanglan says that it is outside its hours",
+    )
 
     # What a call may hold.
     text_characters_max: int = Field(
@@ -201,7 +221,12 @@ class Settings(BaseSettings):
                 password=self.chuanglan_password.get_secret_value(),
                 receiver=self.chuanglan_receiver,
                 push_password=self.chuanglan_push_password.get_secret_value(),
+                path=self.chuanglan_path,
+                connect_timeout_s=self.chuanglan_connect_seconds,
+                total_timeout_s=self.chuanglan_call_seconds,
+                batch_numbers_max=self.chuanglan_batch_max,
                 text_characters_max=self.text_characters_max,
+                closed_hours_delay_s=self.chuanglan_closed_hours_seconds,
             )
         except ValueError as error:
             raise StartError(

@@ -82,7 +82,9 @@ RECEIPTS = {
     "pending": ReceiptState.PENDING,
 }
 
+K = TypeVar("K")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 class CountedIdentifiers(IdentifierSource):
@@ -138,24 +140,29 @@ class Tables:
         for refund in changes.refunds:
             refund_key = (refund.brand_id, refund.payment_no, refund.message_id)
             assert refund_key not in self.refunds, "a message is refunded once"
-            self.refunds[refund_key] = copy.deepcopy(refund)
+            self.refunds[refund_key] = copy.copy(refund)
         for receipt in changes.receipts.values():
-            self.receipts[receipt.brand_id, receipt.payment_no, receipt.message_id] = copy.deepcopy(receipt)
+            self.receipts[receipt.brand_id, receipt.payment_no, receipt.message_id] = copy.copy(receipt)
         for order in changes.orders.values():
-            self.orders[order.brand_id, order.package_order_no] = copy.deepcopy(order)
+            self.orders[order.brand_id, order.package_order_no] = copy.copy(order)
         for release in changes.releases.values():
-            self.releases[release.brand_id, release.release_no] = copy.deepcopy(release)
-        self.entries += copy.deepcopy(changes.entries)
+            self.releases[release.brand_id, release.release_no] = copy.copy(release)
+        self.entries += [copy.copy(entry) for entry in changes.entries]
         self.points.update(changes.points)
-        self.adjustments += copy.deepcopy(changes.adjustments)
+        self.adjustments += [copy.copy(adjustment) for adjustment in changes.adjustments]
 
 
 def _store(table: dict[Any, Any], key: Any, row: Any, columns: Sequence[str]) -> None:
     """Store a row: whole when it is new, else the columns given."""
     if key not in table:
-        table[key] = copy.deepcopy(row)
+        table[key] = copy.copy(row)
     for column in columns:
-        setattr(table[key], column, copy.deepcopy(getattr(row, column)))
+        setattr(table[key], column, getattr(row, column))
+
+
+def _chosen(table: dict[K, V], keys: Iterable[K]) -> list[V]:
+    """Copies of the rows that there are."""
+    return [copy.copy(table[key]) for key in sorted(set(keys) & set(table))]  # type: ignore[type-var]
 
 
 class Ledger:
@@ -221,18 +228,18 @@ class Ledger:
         needs = Needs()
         for operation in operations:
             needs.add(operation)
-        tables = copy.deepcopy(self.tables)
+        tables = self.tables
         book = Book(self.now, self.terms, self.identifiers)
         for brand_id in needs.brands & set(tables.brands):
-            book.add_brand(tables.brands[brand_id])
-        orders = [tables.orders[key] for key in needs.orders if key in tables.orders]
-        payments = [tables.payments[key] for key in needs.payments if key in tables.payments]
-        releases = [tables.releases[key] for key in needs.releases if key in tables.releases]
+            book.add_brand(copy.copy(tables.brands[brand_id]))
+        orders = _chosen(tables.orders, needs.orders)
+        payments = _chosen(tables.payments, needs.payments)
+        releases = _chosen(tables.releases, needs.releases)
         wanted = set(needs.packages)
         wanted |= {(order.brand_id, order.package_id) for order in orders if order.package_id is not None}
         origins = {(payment.brand_id, package_id) for payment in payments for package_id, _ in payment.lines}
         book.add_packages(
-            package
+            copy.copy(package)
             for key, package in tables.packages.items()
             if package.brand_id in needs.brands
             and (
@@ -241,12 +248,12 @@ class Ledger:
         )
         book.sort_queues()
         freezes = needs.freezes | {(release.brand_id, release.order_no) for release in releases}
-        book.add_freezes(tables.freezes[key] for key in freezes if key in tables.freezes)
+        book.add_freezes(_chosen(tables.freezes, freezes))
         book.add_payments(payments)
-        book.add_refunds(tables.refunds[key] for key in needs.messages if key in tables.refunds)
-        book.add_receipts(tables.receipts[key] for key in needs.messages if key in tables.receipts)
+        book.add_refunds(_chosen(tables.refunds, needs.messages))
+        book.add_receipts(_chosen(tables.receipts, needs.messages))
         book.add_orders(orders)
-        book.add_offers(tables.offers[key] for key in needs.offers if key in tables.offers)
+        book.add_offers(_chosen(tables.offers, needs.offers))
         book.add_releases(releases)
         return book
 
@@ -256,7 +263,7 @@ class Ledger:
             assert brand is not None
             moment = book.time_of(brand)
             open_freezes = [f for f in self.tables.freezes.values() if f.brand_id == brand_id and f.open]
-            book.add_freezes(copy.deepcopy([f for f in open_freezes if f.expires_at <= moment]))
+            book.add_freezes(copy.copy(f) for f in open_freezes if f.expires_at <= moment)
             later = [f.expires_at for f in open_freezes if f.expires_at > moment]
             book.book_due(brand_id, moment, min(later, default=None))
 

@@ -129,7 +129,7 @@ class Settings(gateway_settings.Settings):
     # Sweepers and the cost centre's jobs.
     sweep_seconds: float = Field(5, gt=0, le=600, description="Time between two looks for what made no progress")
     stalled_seconds: float = Field(
-        60, gt=0, le=86_400, description="Without progress for so long: is it still queued? Longer than any lease"
+        60, gt=0, le=86_400, description="Without progress for so long: is it still queued? Best longer than a lease"
     )
     stalled_after_loss_seconds: float = Field(
         5,

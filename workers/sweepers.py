@@ -19,7 +19,7 @@ from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
 from smsgateway.store.sweeping import Cursor, ExpiredMessage, Stalled, Undecided
-from workers.metrics import MODE_NAMES, QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, RESULTS, SWEEPS, SWEPT, TYPE_NAMES
+from workers.metrics import MODE_NAMES, PARKED, QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, RESULTS, SWEEPS, SWEPT, TYPE_NAMES
 from workers.outbox_relay import OutboxRelay
 from workers.receipt_consumer import ReceiptConsumer
 from workers.settings import Settings
@@ -271,6 +271,10 @@ class Sweepers:
         if on_duty:
             await self._relay.count_parked()
             await self._receipts.count_parked()
+        else:
+            # Who was on duty before must not go on to tell what it saw then.
+            for what in ("outbox", "receipts"):
+                PARKED.labels(what).set(0)
 
     async def _swept(self, sweeper: str, sweep: Callable[[], Awaitable[int]], seconds: float | None = None) -> bool:
         if not await self._on_duty(sweeper, self._settings.sweep_seconds if seconds is None else seconds):

@@ -1,7 +1,7 @@
 """Chuanglan 创蓝 253 over HTTP.
 
-Source: the vendor's API document v1.2.0 and its pages on balance, push and access, as gathered in CARRIERS.md. JSON
-both ways; every answer that the API itself gives has HTTP status 200 and a ``code``, 0 for accepted. The API has no
+Source: the vendor's API document v1.2.0 and its pages on balance, push and access, see docs/carriers.md. JSON both
+ways; every answer that the API itself gives has HTTP status 200 and a ``code``, 0 for accepted. The API has no
 idempotent send, so the adapter never repeats a request by itself and calls everything unknown that is not surely known:
 
 * no connection (refused, no such host, TLS failed, none free in time): no byte of the request left → RETRY;

@@ -234,7 +234,7 @@ _steps = st.one_of(
 _begin = st.tuples(_grant, _grant, _freeze, _pay).map(list)
 _sequences = st.builds(list.__add__, _begin, st.lists(_steps, min_size=20, max_size=40))
 _bounded = settings(
-    max_examples=150,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     database=None,
