@@ -1,6 +1,6 @@
 """A carrier on this machine: a process that speaks Chuanglan's protocol, for demos, tests and benchmarks.
 
-Services never import it; they meet it over HTTP alone, as they meet the vendor. Source of the protocol: docs/carriers.md.
+Services never import it; they meet it over HTTP alone, as they meet the vendor. The protocol is in docs/carriers.md.
 
 It takes ``POST /msg/send/json`` (and ``/msg/v1/send/json``, ``/msg/variable/json``, ``/msg/balance/json``,
 ``/msg/pull/report``), remembers every message that it took on, bills by the domestic rule, and pushes receipts as GET.

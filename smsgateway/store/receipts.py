@@ -45,7 +45,8 @@ left join smsgateway.dispatch as d on d.brand_id = asked.brand_id and d.dispatch
 _SET_FINAL = f"""
 update smsgateway.message as m
 set state = asked.state, result_code = asked.code, result_detail = asked.detail,
-    finished_at = coalesce(asked.reported_at, now())
+    -- A carrier tells the time to the minute, which can be before the message was sent.
+    finished_at = greatest(coalesce(asked.reported_at, now()), m.sent_at)
 from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::timestamptz[])
      as asked (brand_id, message_id, state, code, detail, reported_at)
 where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state = {MessageState.SENT:d}
