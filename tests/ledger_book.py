@@ -449,6 +449,9 @@ def _check_brand(tables: Tables, brand_id: int) -> None:
     _check_packages(packages, freezes, payments, refunds, entries)
     assert brand.total == sum(package.remaining for package in packages.values())
     assert brand.frozen == sum(package.held for package in packages.values()) == sum(f.open for f in freezes)
+    ends = [freeze.expires_at for freeze in freezes if freeze.open]
+    ends += [package.expires_at for package in packages.values() if package.expires_at and package.available]
+    assert not ends or (brand.next_due_at is not None and brand.next_due_at <= min(ends)), "nothing becomes due unseen"
     _check_freezes(packages, freezes, payments, entries)
     _check_payments(payments, refunds)
     _check_history(tables, brand, freezes, payments, refunds, entries)

@@ -84,7 +84,7 @@ async def test_it_reports_dies_comes_back_and_stops(tmp_path: Path) -> None:
         assert not psutil.pid_exists(second["pid"])
         assert watch.child.pid is None
         assert len(watch.said) == 1
-    assert '"event": "stopped"' in watch.log.path.read_text()
+    assert '"event":"stopped"' in watch.log.path.read_text()
 
 
 async def test_a_first_start_that_fails_says_why(tmp_path: Path) -> None:
@@ -133,15 +133,15 @@ async def test_a_log_that_grew_too_large_is_put_aside_without_a_loss(tmp_path: P
     """Aim: the child goes on in a new file, the older one is kept, and errors of both are seen."""
     async with watched(tmp_path) as watch:
         pid = (await watch.report())["pid"]
-        await until(lambda: '"event": "ready"' in watch.log.path.read_text())
+        await until(lambda: '"event":"ready"' in watch.log.path.read_text())
         with watch.log.path.open("a") as file:
             file.write("x" * 70_000 + "\n")
         watch.child.rotate_log()
         await until(watch.log.path.exists)
         assert psutil.pid_exists(pid)
         await watch.child.stop(watch.hurry)
-        assert '"event": "stopped"' in watch.log.path.read_text()
-        assert '"event": "ready"' in (tmp_path / "child.log.1").read_text()
+        assert '"event":"stopped"' in watch.log.path.read_text()
+        assert '"event":"ready"' in (tmp_path / "child.log.1").read_text()
 
 
 def test_errors_in_a_log_are_found_once(tmp_path: Path) -> None:
