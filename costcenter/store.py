@@ -219,7 +219,7 @@ from unnest(%s::bigint[], %s::timestamptz[]) as k(brand_id, until)
 cross join lateral (
     select * from costcenter.freeze f
     where f.brand_id = k.brand_id and f.is_open and f.expires_at <= k.until
-    order by f.expires_at limit %s
+    order by f.expires_at, f.record_no limit %s
 ) f
 """
 

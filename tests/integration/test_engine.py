@@ -579,6 +579,21 @@ async def test_more_ends_than_one_transaction_books(database_url: str, freezes: 
     await assert_sound(database_url)
 
 
+async def test_a_sweep_in_parts_counts_all(database_url: str) -> None:
+    """What several transactions booked for one sweep is its reply's sum."""
+    clock = Clock()
+    async with running_engine(database_url, clock, ended_freezes_max=3) as engine:
+        number = await brand(engine, 1, 10)
+        await done(engine.apply(Grant(number, request_id(), b"g", "a", "b", 9, START + HOUR, ())))
+        for index in range(7):
+            await done(engine.apply(freeze(number, 1, ttl=(index + 1) * HOUR)))
+        clock.now += 10 * HOUR
+        sweep = BookDue(number, "", b"")
+        assert await engine.apply(sweep) == DueReply(packages_expired=1, freezes_ended=7)
+        assert await engine.apply(sweep) == DueReply(0, 0)
+    await assert_sound(database_url)
+
+
 async def test_a_clock_that_is_set_back_stops_nothing(database_url: str) -> None:
     """A server with a clock behind the last record: operations go on, in order, and every record is storable."""
     clock = Clock()
