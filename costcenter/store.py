@@ -7,7 +7,7 @@ whole table for every group once it has grown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -34,11 +34,15 @@ from infra.database import Connection
 
 Key = tuple[int, int, str]  # brand_id, operation, request_id
 Cursor = AsyncCursor[tuple[Any, ...]]
+Send = Callable[[str, Bulk, Sequence[Sequence[Any]]], None]
 
-# Whoever changes anything of a lane's brands holds this row first, so no two transactions decide on the same state.
-LOCK_LANE = "select lane_id from costcenter.lane where lane_id = %s for update"
+# Whoever changes anything of a lane's brands holds this row first, so no two transactions decide on the same state. The
+# one clock is read once the row is ours. The offset is for tests.
+LOCK_LANE = """
+select clock_timestamp() + make_interval(secs => %s)
+from (select lane_id from costcenter.lane where lane_id = %s for update) l
+"""
 
-# The one clock, read after the lock. The offset is for tests.
 CLOCK = "select clock_timestamp() + make_interval(secs => %s)"
 
 LANES = "select count(*) from costcenter.lane"
@@ -586,8 +590,7 @@ class GroupReads:
     ) -> None:
         """Send the lock, the clock and all reads."""
         loading = self._loading
-        await loading.send(LOCK_LANE, lane_id)
-        self._clock = await loading.send(CLOCK, clock_offset_seconds)
+        self._clock = await loading.send(LOCK_LANE, clock_offset_seconds, lane_id)
         brand_ids = arrays.integers(needs.brands)
         self._keys = None
         if keys:
@@ -691,13 +694,19 @@ async def write(
 ) -> None:
     """Send everything that a group changed; the caller commits."""
 
-    async def send(statement: str, bulk: Bulk, written: Sequence[Sequence[Any]]) -> None:
+    # Each statement that is sent costs a turn of the event loop, more than PostgreSQL takes for it; the tables are
+    # different ones, so all that a group writes can be one statement.
+    statements: list[str] = []
+    parameters: list[str] = []
+
+    def send(statement: str, bulk: Bulk, written: Sequence[Sequence[Any]]) -> None:
         if written:
-            await connection.execute(statement, bulk.parameters(written))
+            statements.append(statement)
+            parameters.extend(bulk.parameters(written))
 
     brands = changes.brands
     put = changes.put_brands
-    await send(
+    send(
         BRANDS.insert,
         BRANDS,
         [
@@ -705,7 +714,7 @@ async def write(
             for b in (brands[brand_id] for brand_id in put if brand_id in changes.new_brands)
         ],
     )
-    await send(
+    send(
         PUT_BRANDS.update,
         PUT_BRANDS,
         [
@@ -714,7 +723,7 @@ async def write(
         ],
     )
     for statement, is_new in ((BALANCES.insert, True), (BALANCES.update, False)):
-        await send(
+        send(
             statement,
             BALANCES,
             [
@@ -723,15 +732,15 @@ async def write(
                 if (b.brand_id in changes.new_brands) is is_new
             ],
         )
-    await send(
+    send(
         POINTS.upsert,
         POINTS,
         [(brand_id, at, total, frozen) for (brand_id, at), (total, frozen) in changes.points.items()],
     )
-    await _write_packages(send, changes)
-    await _write_freezes(send, changes)
-    await _write_payments(send, changes)
-    await send(
+    _write_packages(send, changes)
+    _write_freezes(send, changes)
+    _write_payments(send, changes)
+    send(
         ENTRIES.insert,
         ENTRIES,
         [
@@ -739,7 +748,7 @@ async def write(
             for e in changes.entries
         ],
     )
-    await send(
+    send(
         ORDERS.upsert,
         ORDERS,
         [
@@ -763,7 +772,7 @@ async def write(
             for o in changes.orders.values()
         ],
     )
-    await send(
+    send(
         RELEASES.upsert,
         RELEASES,
         [
@@ -780,7 +789,7 @@ async def write(
             for r in changes.releases.values()
         ],
     )
-    await send(
+    send(
         ADJUSTMENTS.insert,
         ADJUSTMENTS,
         [
@@ -788,12 +797,16 @@ async def write(
             for a in changes.adjustments
         ],
     )
-    await send(KEYS.insert, KEYS, keys)
-    await send(PAYMENT_KEYS.insert, PAYMENT_KEYS, payment_keys)
+    send(KEYS.insert, KEYS, keys)
+    send(PAYMENT_KEYS.insert, PAYMENT_KEYS, payment_keys)
+    if statements:
+        *others, last = statements
+        named = ", ".join(f"w{number} as ({statement})" for number, statement in enumerate(others))
+        await connection.execute(f"with {named} {last}" if named else last, parameters)
 
 
-async def _write_packages(send: Any, changes: Changes) -> None:
-    await send(
+def _write_packages(send: Send, changes: Changes) -> None:
+    send(
         NEW_PACKAGES.insert,
         NEW_PACKAGES,
         [
@@ -816,7 +829,7 @@ async def _write_packages(send: Any, changes: Changes) -> None:
             for p in (changes.packages[key] for key in changes.new_packages)
         ],
     )
-    await send(
+    send(
         PACKAGES.update,
         PACKAGES,
         [
@@ -827,8 +840,8 @@ async def _write_packages(send: Any, changes: Changes) -> None:
     )
 
 
-async def _write_freezes(send: Any, changes: Changes) -> None:
-    await send(
+def _write_freezes(send: Send, changes: Changes) -> None:
+    send(
         NEW_FREEZES.insert,
         NEW_FREEZES,
         [
@@ -850,7 +863,7 @@ async def _write_freezes(send: Any, changes: Changes) -> None:
             for f in (changes.freezes[order_no] for order_no in changes.new_freezes)
         ],
     )
-    await send(
+    send(
         FREEZES.update,
         FREEZES,
         [
@@ -861,8 +874,8 @@ async def _write_freezes(send: Any, changes: Changes) -> None:
     )
 
 
-async def _write_payments(send: Any, changes: Changes) -> None:
-    await send(
+def _write_payments(send: Send, changes: Changes) -> None:
+    send(
         NEW_PAYMENTS.insert,
         NEW_PAYMENTS,
         [
@@ -883,7 +896,7 @@ async def _write_payments(send: Any, changes: Changes) -> None:
             for y in (changes.payments[payment_no] for payment_no in changes.new_payments)
         ],
     )
-    await send(
+    send(
         PAYMENTS.update,
         PAYMENTS,
         [
@@ -892,7 +905,7 @@ async def _write_payments(send: Any, changes: Changes) -> None:
             if payment_no not in changes.new_payments
         ],
     )
-    await send(
+    send(
         REFUNDS.insert,
         REFUNDS,
         [
@@ -911,7 +924,7 @@ async def _write_payments(send: Any, changes: Changes) -> None:
             for r in changes.refunds
         ],
     )
-    await send(
+    send(
         RECEIPTS.upsert,
         RECEIPTS,
         [
