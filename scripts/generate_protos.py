@@ -29,11 +29,15 @@ def generate(target: Path) -> dict[Path, str]:
     """Return the generated files' paths below `protos/` and their contents."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     include = str(files("grpc_tools") / "_proto")
+    # The plugins of this environment, whatever the search path names.
+    programs = Path(sys.executable).parent
     code = protoc.main(
         [
             "protoc",
             f"-I{PROTOS}",
             f"-I{include}",
+            f"--plugin=protoc-gen-mypy={programs / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={programs / 'protoc-gen-mypy_grpc'}",
             f"--python_out={target}",
             f"--grpc_python_out={target}",
             f"--mypy_out={target}",
