@@ -52,10 +52,7 @@ class CostCenterAdminService(rpc.CostCenterAdminServicer):
     async def PutBrand(self, request: pb.PutBrandRequest, context: Context) -> pb.PutBrandResponse:
         operation = validation.put_brand(request)
         current_principal().require_brand(operation.brand_id)
-        outcome = await self._engine.apply(operation)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        reply = cast(BrandReply, outcome)
+        reply = cast(BrandReply, await self._engine.answer(operation))
         _audit("brand put", brand_id=reply.brand_id, created=reply.created, status=reply.status)
         brand, created_at = await self._queries.brand(reply.brand_id)
         return pb.PutBrandResponse(brand=_brand_message(brand, created_at))
@@ -98,10 +95,7 @@ class CostCenterAdminService(rpc.CostCenterAdminServicer):
     async def AdjustPackage(self, request: pb.AdjustPackageRequest, context: Context) -> pb.AdjustPackageResponse:
         operation = validation.adjust(request)
         current_principal().require_brand(operation.brand_id)
-        outcome = await self._engine.apply(operation)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        reply = cast(pb.AdjustPackageResponse, outcome)
+        reply = cast(pb.AdjustPackageResponse, await self._engine.answer(operation))
         _audit("package adjusted", brand_id=operation.brand_id, adjustment_no=reply.adjustment_no)
         return reply
 

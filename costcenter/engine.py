@@ -107,6 +107,13 @@ class Engine:
         lane = self._lanes[operation.brand_id % len(self._lanes)]
         return (await lane.submit(_Submission([operation], time.perf_counter())))[0]
 
+    async def answer(self, operation: Operation) -> Message | Reply:
+        """Apply one operation and return its reply. Raises its refusal, and what `apply` raises."""
+        outcome = await self.apply(operation)
+        if isinstance(outcome, Refusal):
+            raise outcome
+        return outcome
+
     async def apply_all(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply operations as if one after another; those of different lanes run side by side.
 

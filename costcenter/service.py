@@ -72,10 +72,7 @@ class CostCenterService(rpc.CostCenterServicer):
 
     async def _apply(self, operation: Operation, _reply: type[Reply]) -> Reply:
         current_principal().require_brand(operation.brand_id)
-        outcome = await self._engine.apply(operation)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        return cast(Reply, outcome)
+        return cast(Reply, await self._engine.answer(operation))
 
     async def _apply_items(
         self, items: Sequence[Item], parse: Callable[[Item], Operation], result: Callable[..., Message]
@@ -110,10 +107,7 @@ class CostCenterService(rpc.CostCenterServicer):
     ) -> pb.PackagePaidCallBackResponse:
         operation = validation.order_paid(request)
         current_principal().require_brand(operation.brand_id)
-        outcome = await self._engine.apply(operation)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        return paid_reply(cast(PaidReply, outcome))
+        return paid_reply(cast(PaidReply, await self._engine.answer(operation)))
 
     async def SmsSendPrePay(self, request: pb.SmsSendPrePayRequest, context: Context) -> pb.SmsSendPrePayResponse:
         return await self._apply(validation.freeze(request), pb.SmsSendPrePayResponse)

@@ -21,11 +21,6 @@ STOP_MARGIN_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-def is_supervised() -> bool:
-    """Whether a supervisor started this process."""
-    return SUPERVISOR in os.environ
-
-
 def tie(drain_seconds: float) -> None:
     """Have this process end when its supervisor does; without a supervisor nothing happens."""
     supervisor = os.environ.get(SUPERVISOR, "")

@@ -235,6 +235,11 @@ class LedgerClient:
         return Unsettled("cannot be reached" if code in _TRANSIENT else "failed")
 
 
+def is_outage(refusal: Refusal) -> bool:
+    """Whether the cost centre did not judge the call: worth the same call again, however long it takes."""
+    return isinstance(refusal, Unsettled) or refusal.code in {_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE}
+
+
 def _is_transient(error: BaseException) -> bool:
     return isinstance(error, grpc.aio.AioRpcError) and error.code() in _TRANSIENT
 

@@ -33,7 +33,6 @@ from smsgateway.schema import Mode
 
 PARTITIONS = 256
 GROUP = "senders"
-CONSUMER = "lessee"
 RECEIPT_GROUP = "receipts"
 READY_CHANNEL = "sms:ready"
 # In front of a key in a notice: its lease was given back.

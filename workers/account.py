@@ -46,11 +46,6 @@ class AccountGate:
             self._gauge.set(0)
             log.warning("carrier account works again", account=self._account)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether no call may start now."""
-        return time.monotonic() < self._paused_until
-
     async def opened(self, stop: StopSignal) -> None:
         """Wait until calls may start. Raises `Stopping` when the worker stops."""
         while (left := self._paused_until - time.monotonic()) > 0:

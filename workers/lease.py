@@ -43,11 +43,6 @@ class Leases:
         return len(self._held)
 
     @property
-    def revisits(self) -> bool:
-        """Whether queues of other workers may have to be asked for soon."""
-        return bool(self._others)
-
-    @property
     def wanted(self) -> int:
         """Queues that have work and nobody of us holds."""
         return len(self._wanted)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from infra.database import Database
 from infra.errors import Refusal
 from protos.costcenter.v1 import cost_center_pb2
-from smsgateway.ledger_client import Unsettled
+from smsgateway.ledger_client import is_outage
 from smsgateway.schema import OutboxKind
 from smsgateway.store import outbox
 from smsgateway.store.outbox import OutboxRow, PutOff
@@ -108,7 +108,7 @@ class OutboxRelay:
             if not some:
                 continue
             for row, outcome in zip(some, await self._call(kind, some), strict=True):
-                if isinstance(outcome, Refusal) and _is_outage(outcome):
+                if isinstance(outcome, Refusal) and is_outage(outcome):
                     # Due again after its hold; an outage is nobody's failure and parks nothing.
                     unsettled += 1
                 elif isinstance(outcome, Exception):
@@ -176,7 +176,3 @@ class OutboxRelay:
             error=reason,
         )
         return PutOff(row.brand_id, row.outbox_id, 1, None if parked else delay, reason)
-
-
-def _is_outage(refusal: Refusal) -> bool:
-    return isinstance(refusal, Unsettled) or refusal.code.name in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}

@@ -21,7 +21,7 @@ from infra.grouping import Grouper, isolating
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, SingleCall, Verdict
-from smsgateway.ledger_client import Unsettled
+from smsgateway.ledger_client import is_outage
 from smsgateway.queues import Queue
 from smsgateway.schema import Mode
 from smsgateway.store import sending
@@ -283,7 +283,7 @@ class Sender:
             try:
                 progress.payment_no = (await self._payments.submit(request)).payment_no
             except Refusal as refusal:
-                if _is_outage(refusal):
+                if is_outage(refusal):
                     failures += 1
                     await self._back_off("pay", failures, refusal)
                 elif refusal.reason == "FREEZE_EXPIRED" and freezes < _FREEZES_ANEW_MAX:
@@ -310,7 +310,7 @@ class Sender:
                 order_no = (await self._freezes.submit(request)).order_no
                 break
             except Refusal as refusal:
-                if _is_outage(refusal):
+                if is_outage(refusal):
                     failures += 1
                     await self._back_off("pay", failures, refusal)
                 elif refusal.reason in _UNCHARGED:
@@ -650,7 +650,3 @@ def _failure(claimed: Claimed, call_id: str, outcome: CallOutcome) -> Failure:
         outcome.code or outcome.verdict.name,
         outcome.detail,
     )
-
-
-def _is_outage(refusal: Refusal) -> bool:
-    return isinstance(refusal, Unsettled) or refusal.code.name in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
