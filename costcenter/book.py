@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import calendar
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -106,9 +106,8 @@ class Book:
         self.changes = Changes()
         self._identifiers = identifiers
         self._brands: dict[int, Brand] = {}
-        self._packages: dict[tuple[int, int], Package] = {}
+        self._packages: dict[int, dict[int, Package]] = {}
         self._queues: dict[int, list[Package]] = {}
-        self._refund_packages: dict[tuple[int, int], Package] = {}
         self._freezes: dict[str, Freeze] = {}
         self._payments: dict[str, Payment] = {}
         self._refunds: dict[tuple[str, str], Refund] = {}
@@ -121,21 +120,19 @@ class Book:
 
     # What was read.
 
-    def add_brand(self, brand: Brand) -> None:
-        """Take a brand in, before what belongs to it."""
+    def add_brand(self, brand: Brand, packages: dict[int, Package] | None = None) -> None:
+        """Take a brand in, before what belongs to it; `packages` by their numbers, in burn-down order."""
         self._brands[brand.brand_id] = brand
-        self._queues[brand.brand_id] = []
+        self._packages[brand.brand_id] = {} if packages is None else packages
+        self._queues[brand.brand_id] = [] if packages is None else [*packages.values()]
 
     def add_packages(self, packages: Iterable[Package]) -> None:
-        """Take packages in; one that is here already stays as it is here."""
+        """Take packages in; one that is here already stays as it is here. `sort_queues` must follow."""
         for package in packages:
-            key = (package.brand_id, package.package_id)
-            if key in self._packages:
-                continue
-            self._packages[key] = package
-            self._queues[package.brand_id].append(package)
-            if package.origin_package_id is not None:
-                self._refund_packages[package.brand_id, package.origin_package_id] = package
+            known = self._packages[package.brand_id]
+            if package.package_id not in known:
+                known[package.package_id] = package
+                self._queues[package.brand_id].append(package)
 
     def sort_queues(self) -> None:
         """Bring the queues into burn-down order once all packages are in."""
@@ -245,8 +242,7 @@ class Book:
         brand = self._brands.get(operation.brand_id)
         if brand is None:
             raise not_found("BRAND_NOT_FOUND", f"there is no brand {operation.brand_id}")
-        now = self.time_of(brand)
-        return _RULES[type(operation)](self, operation, brand, now)
+        return _RULES[type(operation)](self, operation, brand, self.time_of(brand))
 
     def _freeze(self, operation: FreezeSegments, brand: Brand, now: datetime) -> FreezeReply:
         _require_active(brand)
@@ -270,24 +266,23 @@ class Book:
                 available=operation.segments - missing,
             )
         freeze = Freeze(
-            brand_id=brand.brand_id,
-            order_no=self._number(brand),
-            request_id=operation.request_id,
-            sms_type=operation.sms_type,
-            segments=operation.segments,
-            lines=lines,
+            brand.brand_id,
+            self._number(brand),
+            operation.request_id,
+            operation.sms_type,
+            operation.segments,
+            lines,
             created_at=now,
             expires_at=now + time_to_live,
             record_no=_next_record(brand),
         )
+        packages = self._packages[brand.brand_id]
         for package_id, segments in lines:
-            package = self._packages[brand.brand_id, package_id]
+            package = packages[package_id]
             package.held += segments
             self._touch(package)
         brand.frozen += operation.segments
-        self._freezes[freeze.order_no] = freeze
-        self.changes.freezes[freeze.order_no] = freeze
-        self.changes.new_freezes.add(freeze.order_no)
+        self.changes.new_freezes.append(freeze)
         _becomes_due(brand, freeze.expires_at)
         self._mark(brand, now)
         return FreezeReply(freeze.order_no, freeze.segments, freeze.expires_at)
@@ -305,19 +300,20 @@ class Book:
             )
         lines = cut(freeze.lines, freeze.paid, operation.segments)
         payment = Payment(
-            brand_id=brand.brand_id,
-            payment_no=self._number(brand),
-            order_no=freeze.order_no,
-            request_id=operation.request_id,
-            sms_type=freeze.sms_type,
-            segments=operation.segments,
-            lines=lines,
+            brand.brand_id,
+            self._number(brand),
+            freeze.order_no,
+            operation.request_id,
+            freeze.sms_type,
+            operation.segments,
+            lines,
             status=PaymentStatus.PAID,
             created_at=now,
             record_no=_next_record(brand),
         )
+        packages = self._packages[brand.brand_id]
         for package_id, segments in lines:
-            package = self._packages[brand.brand_id, package_id]
+            package = packages[package_id]
             package.held -= segments
             package.remaining -= segments
             package.paid += segments
@@ -326,9 +322,7 @@ class Book:
         brand.frozen -= operation.segments
         brand.total -= operation.segments
         self.changes.freezes[freeze.order_no] = freeze
-        self._payments[payment.payment_no] = payment
-        self.changes.payments[payment.payment_no] = payment
-        self.changes.new_payments.add(payment.payment_no)
+        self.changes.new_payments.append(payment)
         self._mark(brand, now)
         return PayReply(payment.payment_no, payment.segments, freeze.open)
 
@@ -469,7 +463,7 @@ class Book:
             if order.payment_reference != operation.payment_reference:
                 raise idempotency_conflict(order.package_order_no)
             assert order.package_id is not None
-            package = self._packages[brand.brand_id, order.package_id]
+            package = self._packages[brand.brand_id][order.package_id]
             return PaidReply(package.package_id, order.segments, package.expires_at)
         # A brand that was closed and an order that was cancelled meanwhile are credited all the same: the money came.
         expires_at = validity_end(now, order.validity_days, order.validity_months, brand.time_zone)
@@ -507,7 +501,7 @@ class Book:
         return self._adjusted(operation, EntryKind.GRANT, adjustment_no, package, operation.segments, now)
 
     def _claw_back(self, operation: ClawBack, brand: Brand, now: datetime) -> AdjustReply:
-        package = self._packages.get((brand.brand_id, operation.package_id))
+        package = self._packages[brand.brand_id].get(operation.package_id)
         if package is None:
             raise not_found("PACKAGE_NOT_FOUND", f"there is no package {operation.package_id} of this brand")
         if package.is_expired(now):
@@ -555,6 +549,7 @@ class Book:
         )
         self._brands[changed.brand_id] = changed
         self._queues.setdefault(changed.brand_id, [])
+        self._packages.setdefault(changed.brand_id, {})
         self.changes.brands[changed.brand_id] = changed
         self.changes.put_brands.add(changed.brand_id)
         if created:
@@ -575,8 +570,9 @@ class Book:
         lines = cut_back(payment.lines, payment.segments - payment.refunded, segments)
         targets: list[int | None] = []
         record_no = _next_record(brand)
+        packages = self._packages[brand.brand_id]
         for package_id, part in lines:
-            package = self._packages[brand.brand_id, package_id]
+            package = packages[package_id]
             if not package.is_expired(now):
                 package.remaining += part
                 package.refunded += part
@@ -610,7 +606,7 @@ class Book:
             brand.total += segments
             self._expire(brand, origin, segments, now, EntryKind.EXPIRE_BACK, payment_no)
             return None
-        package = self._refund_packages.get((brand.brand_id, origin.package_id))
+        package = next((package for package in self._queues[brand.brand_id] if package.is_refund_of(origin)), None)
         if package is None:
             package = self._new_package(
                 brand,
@@ -633,8 +629,9 @@ class Book:
 
     def _give_back(self, brand: Brand, lines: Iterable[Line], at: datetime, kind: EntryKind, order_no: str) -> None:
         """Let go what a freeze held; what belongs to a package that ended meanwhile expires at once."""
+        packages = self._packages[brand.brand_id]
         for package_id, segments in lines:
-            package = self._packages[brand.brand_id, package_id]
+            package = packages[package_id]
             package.held -= segments
             brand.frozen -= segments
             self._enter(brand, at, kind, package, segments, order_no)
@@ -683,13 +680,10 @@ class Book:
         )
         brand.next_package_id += 1
         brand.total += segments
-        key = (brand.brand_id, package.package_id)
-        self._packages[key] = package
+        self._packages[brand.brand_id][package.package_id] = package
         insort(self._queues[brand.brand_id], package, key=lambda other: other.burn_down_key)
-        if origin_package_id is not None:
-            self._refund_packages[brand.brand_id, origin_package_id] = package
         self._touch(package)
-        self.changes.new_packages.add(key)
+        self.changes.new_packages.add((brand.brand_id, package.package_id))
         self._enter(brand, now, EntryKind.GRANT, package, segments, source_no)
         _becomes_due(brand, expires_at)
         self._mark(brand, now)
@@ -787,6 +781,11 @@ class Book:
         """A brand's packages in burn-down order."""
         return self._queues[brand_id]
 
+    def brands_with_queues(self) -> Iterator[tuple[Brand, list[Package]]]:
+        """Every brand with its packages in burn-down order."""
+        for brand_id, brand in self._brands.items():
+            yield brand, self._queues[brand_id]
+
     def freeze(self, order_no: str) -> Freeze | None:
         """A freeze as it is now, or None."""
         return self._freezes.get(order_no)
@@ -804,7 +803,7 @@ class Book:
         """Assert the invariants of everything that changed."""
         for package in self.changes.packages.values():
             package.check()
-        for freeze in self.changes.freezes.values():
+        for freeze in (self.changes.freezes_sent | self.changes.freezes).values():
             assert freeze.open >= 0, freeze
         for payment in self.changes.payments.values():
             assert 0 <= payment.refunded <= payment.segments, payment

@@ -20,8 +20,12 @@ def cut(lines: Sequence[Line], start: int, count: int) -> list[Line]:
     """The part of the lines that covers `count` segments from `start`, in order; no line of it is empty."""
     assert start >= 0
     assert count >= 0
-    part: list[Line] = []
     end = start + count
+    if len(lines) == 1:
+        # Nearly all are so, and everything that is charged comes through here.
+        assert end <= lines[0][1], "the lines are shorter than what is cut from them"
+        return [(lines[0][0], count)] if count else []
+    part: list[Line] = []
     offset = 0
     for package_id, segments in lines:
         low, high = max(offset, start), min(offset + segments, end)

@@ -128,6 +128,10 @@ class Package:
         """Whether it may pay a type."""
         return not self.sms_types or sms_type in self.sms_types
 
+    def is_refund_of(self, origin: Package) -> bool:
+        """Whether it holds the refunds of an expired package of the same brand."""
+        return self.origin_package_id == origin.package_id
+
     @property
     def burn_down_key(self) -> tuple[datetime, int]:
         """Soonest expiry first, none last; then the oldest."""
@@ -316,10 +320,13 @@ class Changes:
     put_brands: set[int] = field(default_factory=set)
     packages: dict[tuple[int, int], Package] = field(default_factory=dict)
     new_packages: set[tuple[int, int]] = field(default_factory=set)
+    # Those that were there before; a new one's number is not known to anybody who could change it.
     freezes: dict[str, Freeze] = field(default_factory=dict)
-    new_freezes: set[str] = field(default_factory=set)
+    # Those of them that were written while the group was still being decided.
+    freezes_sent: dict[str, Freeze] = field(default_factory=dict)
+    new_freezes: list[Freeze] = field(default_factory=list)
     payments: dict[str, Payment] = field(default_factory=dict)
-    new_payments: set[str] = field(default_factory=set)
+    new_payments: list[Payment] = field(default_factory=list)
     refunds: list[Refund] = field(default_factory=list)
     receipts: dict[tuple[str, str], Receipt] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)

@@ -13,6 +13,20 @@ from typing import ClassVar
 
 
 @dataclass(slots=True)
+class Needs:
+    """What must be read before operations can be decided."""
+
+    brands: set[int] = field(default_factory=set)
+    orders: set[tuple[int, str]] = field(default_factory=set)
+    offers: set[str] = field(default_factory=set)
+    freezes: set[tuple[int, str]] = field(default_factory=set)
+    payments: set[tuple[int, str]] = field(default_factory=set)
+    messages: set[tuple[int, str, str]] = field(default_factory=set)
+    releases: set[tuple[int, str]] = field(default_factory=set)
+    packages: set[tuple[int, int]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Operation:
     """One change to one brand."""
 
@@ -22,6 +36,10 @@ class Operation:
     brand_id: int
     request_id: str
     fingerprint: bytes
+
+    def ask(self, needs: Needs) -> None:
+        """Note what must be read before the operation can be decided."""
+        needs.brands.add(self.brand_id)
 
 
 @dataclass(slots=True)
@@ -33,6 +51,10 @@ class CreateOrder(Operation):
     price: Decimal | None
     currency: str
 
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.offers.add(self.offer_id)
+
 
 @dataclass(slots=True)
 class OrderPaid(Operation):
@@ -42,6 +64,10 @@ class OrderPaid(Operation):
     payment_reference: str
     amount: Decimal
     currency: str
+
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.orders.add((self.brand_id, self.package_order_no))
 
 
 @dataclass(slots=True)
@@ -62,6 +88,10 @@ class Pay(Operation):
     order_no: str
     segments: int
 
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.freezes.add((self.brand_id, self.order_no))
+
 
 @dataclass(slots=True)
 class RequestRelease(Operation):
@@ -71,12 +101,20 @@ class RequestRelease(Operation):
     order_no: str
     segments: int
 
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.freezes.add((self.brand_id, self.order_no))
+
 
 @dataclass(slots=True)
 class ApplyRelease(Operation):
     """Give back what a release request names."""
 
     release_no: str
+
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.releases.add((self.brand_id, self.release_no))
 
 
 @dataclass(slots=True)
@@ -87,6 +125,10 @@ class Extend(Operation):
     order_no: str
     time_to_live: timedelta
 
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.freezes.add((self.brand_id, self.order_no))
+
 
 @dataclass(slots=True)
 class SendStatus(Operation):
@@ -95,6 +137,11 @@ class SendStatus(Operation):
     code: ClassVar[int] = 6
     payment_no: str
     failed: list[tuple[str, int]]
+
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.payments.add((self.brand_id, self.payment_no))
+        needs.messages.update((self.brand_id, self.payment_no, message_id) for message_id, _ in self.failed)
 
 
 @dataclass(slots=True)
@@ -108,6 +155,11 @@ class RecordReceipt(Operation):
     state: int
     carrier_code: str
     reported_at: datetime | None
+
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.payments.add((self.brand_id, self.payment_no))
+        needs.messages.add((self.brand_id, self.payment_no, self.message_id))
 
 
 @dataclass(slots=True)
@@ -131,6 +183,10 @@ class ClawBack(Operation):
     reason: str
     package_id: int
     segments: int | None
+
+    def ask(self, needs: Needs) -> None:
+        needs.brands.add(self.brand_id)
+        needs.packages.add((self.brand_id, self.package_id))
 
 
 @dataclass(slots=True)
@@ -266,42 +322,3 @@ Reply = (
     | BrandReply
     | DueReply
 )
-
-
-@dataclass(slots=True)
-class Needs:
-    """What must be read before operations can be decided."""
-
-    brands: set[int] = field(default_factory=set)
-    orders: set[tuple[int, str]] = field(default_factory=set)
-    offers: set[str] = field(default_factory=set)
-    freezes: set[tuple[int, str]] = field(default_factory=set)
-    payments: set[tuple[int, str]] = field(default_factory=set)
-    messages: set[tuple[int, str, str]] = field(default_factory=set)
-    releases: set[tuple[int, str]] = field(default_factory=set)
-    packages: set[tuple[int, int]] = field(default_factory=set)
-
-    def add(self, operation: Operation) -> None:
-        """Note what one operation reads."""
-        brand_id = operation.brand_id
-        self.brands.add(brand_id)
-        match operation:
-            case Pay() | Extend() | RequestRelease():
-                self.freezes.add((brand_id, operation.order_no))
-            case SendStatus():
-                self.payments.add((brand_id, operation.payment_no))
-                for message_id, _ in operation.failed:
-                    self.messages.add((brand_id, operation.payment_no, message_id))
-            case RecordReceipt():
-                self.payments.add((brand_id, operation.payment_no))
-                self.messages.add((brand_id, operation.payment_no, operation.message_id))
-            case ApplyRelease():
-                self.releases.add((brand_id, operation.release_no))
-            case ClawBack():
-                self.packages.add((brand_id, operation.package_id))
-            case CreateOrder():
-                self.offers.add(operation.offer_id)
-            case OrderPaid():
-                self.orders.add((brand_id, operation.package_order_no))
-            case _:
-                pass

@@ -17,7 +17,7 @@ from costcenter.queries import Queries
 from costcenter.service import CostCenterService
 from costcenter.settings import Settings
 from infra.authorization import Authenticator, Principal, Role, secret_hash
-from infra.database import LOOKUP_OPTIONS, Connection, Database
+from infra.database import Connection, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
 from infra.http_server import HttpServer, observability_routes
@@ -57,15 +57,15 @@ class CostCenterProcess:
         url = settings.ledger_database_url
         if not url:
             raise StartError("set SMSBILL_DATABASE_URL, or start the whole stack with `smsbill up`")
-        reads = await self._open(url, "queries", settings.ledger_read_connections, "")
+        reads = Database(
+            url, size=settings.ledger_read_connections, wait_seconds=settings.database_wait_seconds, name="queries"
+        )
+        await reads.open()
+        stack.push_async_callback(reads.close)
         await asyncio.to_thread(migrations.require_current, url)
         async with reads.connection() as connection:
-            row = await (await connection.execute(store.LANES)).fetchone()
             await self._ensure_tokens(connection)
-        assert row is not None
-        # A connection a lane: a lane runs one transaction at a time.
-        writes = await self._open(url, "ledger", row[0], LOOKUP_OPTIONS)
-        engine = Engine(writes, terms=settings.terms(), limits=settings.engine_limits())
+        engine = Engine(reads, terms=settings.terms(), limits=settings.engine_limits())
         await engine.start()
         stack.push_async_callback(engine.stop)
         queries = Queries(reads, terms=settings.terms(), clock_offset_seconds=settings.clock_offset_seconds)
@@ -109,14 +109,6 @@ class CostCenterProcess:
         stack.callback(engine.prepare_stop)
         self.port, self.http_port = server.port, http.port
         log.info("cost centre serves", grpc_port=self.port, http_port=self.http_port)
-
-    async def _open(self, url: str, name: str, size: int, options: str) -> Database:
-        database = Database(
-            url, size=size, wait_seconds=self._settings.database_wait_seconds, options=options, name=name
-        )
-        await database.open()
-        self._stack.push_async_callback(database.close)
-        return database
 
     async def _ensure_tokens(self, connection: Connection) -> None:
         identifiers = IdentifierSource()

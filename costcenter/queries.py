@@ -177,9 +177,9 @@ class Queries:
         if brand.next_due_at is None or brand.next_due_at > moment:
             return
         # A reader cannot book part and come back for the rest, so it reads all that ended; the sweep keeps them few.
-        freezes, ends = await store.load_due(connection, [(brand.brand_id, moment)], None)
+        freezes, next_end = await store.due(connection, brand.brand_id, moment)
         book.add_freezes(freezes)
-        book.book_due(brand.brand_id, moment, ends.get(brand.brand_id))
+        book.book_due(brand.brand_id, moment, next_end)
 
     @staticmethod
     async def _require_brand(connection: Connection, brand_id: int) -> Brand:

@@ -60,6 +60,8 @@ lane = Table(
     "lane",
     metadata,
     Column("lane_id", Integer, primary_key=True, autoincrement=False),
+    # Raised by each of those transactions, so that a process knows whether what it remembers still holds.
+    Column("version", BigInteger, nullable=False, server_default="0"),
 )
 
 brand = Table(

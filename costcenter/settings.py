@@ -60,6 +60,20 @@ class Settings(BaseSettings):
     ledger_retry_seconds: float = Field(
         5, gt=0, le=60, description="How long a transaction is tried again before its callers get UNAVAILABLE"
     )
+    ledger_hold_seconds: float = Field(
+        5,
+        gt=0,
+        le=600,
+        description="How long a lane is waited for, and how long a process that stands still may hold one",
+    )
+    ledger_packages_kept_max: int = Field(
+        50_000, ge=0, description="Packages that a lane remembers, some 25 MB; brands beyond it are read each time"
+    )
+    ledger_freezes_kept_max: int = Field(
+        10_000,
+        ge=0,
+        description="Open freezes that a lane remembers, some 6 MB; older ones are read when paid",
+    )
     ledger_ended_freezes_max: int = Field(
         5_000, ge=1, description="Ended freezes of a brand that one transaction books at most; the rest follows in more"
     )
@@ -109,6 +123,9 @@ class Settings(BaseSettings):
             group_max=self.ledger_group_max,
             queue_max=self.ledger_queue_max,
             retry_seconds=self.ledger_retry_seconds,
+            hold_seconds=self.ledger_hold_seconds,
+            packages_kept_max=self.ledger_packages_kept_max,
+            freezes_kept_max=self.ledger_freezes_kept_max,
             ended_freezes_max=self.ledger_ended_freezes_max,
             clock_offset_seconds=self.clock_offset_seconds,
         )

@@ -7,12 +7,13 @@ whole table for every group once it has grown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from psycopg import AsyncCursor
+from psycopg import Cursor as ThreadCursor
 
+from costcenter.keys import GroupKeys
 from costcenter.lines import Line
 from costcenter.model import (
     Brand,
@@ -22,6 +23,7 @@ from costcenter.model import (
     PackageOffer,
     PackageOrder,
     Payment,
+    PaymentStatus,
     Receipt,
     Refund,
     ReleaseRequest,
@@ -30,17 +32,20 @@ from costcenter.model import (
 from costcenter.operations import Needs
 from infra import arrays
 from infra.bulk import Bulk
-from infra.database import Connection
+from infra.database import Connection, ThreadConnection
 
-Key = tuple[int, int, str]  # brand_id, operation, request_id
-Cursor = AsyncCursor[tuple[Any, ...]]
-Send = Callable[[str, Bulk, Sequence[Sequence[Any]]], None]
+if TYPE_CHECKING:
+    from costcenter.book import Book
+    from costcenter.kept import Kept
 
-# Whoever changes anything of a lane's brands holds this row first, so no two transactions decide on the same state. The
-# one clock is read once the row is ours. The offset is for tests.
+Cursor = ThreadCursor[tuple[Any, ...]]
+
+# Whoever changes anything of a lane's brands holds this row first, so no two transactions decide on the same state; and
+# whoever finds its version where its own transaction left it knows that nobody else has. The one clock is read once the
+# row is ours. The offset is for tests.
 LOCK_LANE = """
-select clock_timestamp() + make_interval(secs => %s)
-from (select lane_id from costcenter.lane where lane_id = %s for update) l
+update costcenter.lane set version = version + 1 where lane_id = %s
+returning version, clock_timestamp() + make_interval(secs => %s)
 """
 
 CLOCK = "select clock_timestamp() + make_interval(secs => %s)"
@@ -322,9 +327,6 @@ NEW_FREEZES = Bulk(
         "request_id": "text",
         "sms_type": "smallint",
         "segments": "bigint",
-        "paid": "bigint",
-        "released": "bigint",
-        "timed_out": "bigint",
         "line_packages": "bigint[]",
         "line_segments": "bigint[]",
         "created_at": "timestamptz",
@@ -332,6 +334,8 @@ NEW_FREEZES = Bulk(
         "record_no": "bigint",
     },
     keys=2,
+    # Its number is not known before its transaction is over, so nothing has become of it yet.
+    fixed={"paid": "0", "released": "0", "timed_out": "0"},
 )
 FREEZES = Bulk(
     "costcenter.freeze",
@@ -354,14 +358,13 @@ NEW_PAYMENTS = Bulk(
         "request_id": "text",
         "sms_type": "smallint",
         "segments": "bigint",
-        "refunded": "bigint",
         "line_packages": "bigint[]",
         "line_segments": "bigint[]",
-        "status": "smallint",
         "created_at": "timestamptz",
         "record_no": "bigint",
     },
     keys=2,
+    fixed={"refunded": "0", "status": str(int(PaymentStatus.PAID))},
 )
 PAYMENTS = Bulk(
     "costcenter.payment",
@@ -533,177 +536,230 @@ def offer_from_row(row: Sequence[Any]) -> PackageOffer:
     return offer
 
 
-class Loading:
-    """Reads of one group, sent together; each is read out once it has come back."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def send(self, statement: str, *parameters: object) -> Cursor:
-        """Send a statement without waiting for its rows."""
-        return await self._connection.execute(statement, parameters or None)
-
-    async def send_pairs(self, statement: str, pairs: Iterable[tuple[int, object]]) -> Cursor | None:
-        """Send a statement for (brand_id, number) pairs, unless there are none."""
-        listed = list(pairs)
-        if not listed:
-            return None
-        second = [pair[1] for pair in listed]
-        literal = (
-            arrays.texts(cast(list[str], second))
-            if isinstance(second[0], str)
-            else arrays.integers(cast(list[int], second))
-        )
-        return await self.send(statement, arrays.integers([pair[0] for pair in listed]), literal)
-
-    async def send_messages(self, statement: str, keys: Iterable[tuple[int, str, str]]) -> Cursor | None:
-        """Send a statement for (brand_id, payment_no, message_id), unless there are none."""
-        listed = list(keys)
-        if not listed:
-            return None
-        return await self.send(
-            statement,
-            arrays.integers([key[0] for key in listed]),
-            arrays.texts([key[1] for key in listed]),
-            arrays.texts([key[2] for key in listed]),
-        )
-
-
-async def rows(cursor: Cursor | None) -> list[tuple[Any, ...]]:
-    """The rows of a statement that was sent; none for one that was not."""
-    return [] if cursor is None else await cursor.fetchall()
+def _pairs(pairs: Iterable[tuple[int, Any]]) -> tuple[str, str]:
+    """Parameters for (brand_id, number) pairs, at least one."""
+    brand_ids, numbers = zip(*pairs, strict=True)
+    literal = arrays.texts if isinstance(numbers[0], str) else arrays.integers
+    return arrays.integers(brand_ids), literal(numbers)
 
 
 class GroupReads:
-    """Everything that a group of operations needs, in one round trip behind the lane's lock."""
+    """What a group of operations needs and its lane does not know, in one round trip behind the lane's lock.
 
-    def __init__(self, connection: Connection) -> None:
-        self._loading = Loading(connection)
+    Used within a pipeline: `lock` first, then what is sent, then the rest, which waits for what it returns.
+    """
 
-    async def send(
-        self,
-        lane_id: int,
-        clock_offset_seconds: float,
-        needs: Needs,
-        keys: Sequence[Key],
-        pay_keys: Sequence[tuple[int, str]],
-    ) -> None:
-        """Send the lock, the clock and all reads."""
-        loading = self._loading
-        self._clock = await loading.send(LOCK_LANE, clock_offset_seconds, lane_id)
-        brand_ids = arrays.integers(needs.brands)
+    def __init__(self, connection: ThreadConnection) -> None:
+        self._connection = connection
+
+    def lock(self, lane_id: int, clock_offset_seconds: float) -> None:
+        """Send the lock and the clock."""
+        self._lane = self._connection.execute(LOCK_LANE, (lane_id, clock_offset_seconds))
+
+    def send_keys(self, keys: GroupKeys) -> None:
+        """Send the reads of the idempotency keys."""
         self._keys = None
-        if keys:
-            self._keys = await loading.send(
-                LOAD_KEYS,
-                arrays.integers([key[0] for key in keys]),
-                arrays.integers([key[1] for key in keys]),
-                arrays.texts([key[2] for key in keys]),
+        if keys.asked:
+            brand_ids, operations, request_ids = zip(*keys.asked, strict=True)
+            self._keys = self._connection.execute(
+                LOAD_KEYS, (arrays.integers(brand_ids), arrays.integers(operations), arrays.texts(request_ids))
             )
-        self._pay_keys = await loading.send_pairs(LOAD_PAYMENT_KEYS, pay_keys)
-        self._brands = await loading.send(LOAD_BRANDS, brand_ids)
+        self._payment_keys = self._send(LOAD_PAYMENT_KEYS, keys.payments_asked)
+
+    def send(self, needs: Needs, kept: Kept) -> None:
+        """Send the reads of all that is needed and not kept."""
+        send = self._send
+        brand_ids = kept.missing_brands(needs.brands)
+        self._brands, live = None, None
+        if brand_ids:
+            literal = (arrays.integers(brand_ids),)
+            self._brands = self._connection.execute(LOAD_BRANDS, literal)
+            live = self._connection.execute(LOAD_LIVE_PACKAGES, literal)
         self._packages = [
-            await loading.send(LOAD_LIVE_PACKAGES, brand_ids),
-            await loading.send_pairs(LOAD_PACKAGES, needs.packages),
-            await loading.send_pairs(LOAD_PACKAGES_OF_PAYMENTS, needs.payments),
-            await loading.send_pairs(LOAD_PACKAGES_OF_ORDERS, needs.orders),
+            live,
+            send(LOAD_PACKAGES, needs.packages),
+            send(LOAD_PACKAGES_OF_PAYMENTS, needs.payments),
+            send(LOAD_PACKAGES_OF_ORDERS, needs.orders),
         ]
         self._freezes = [
-            await loading.send_pairs(LOAD_FREEZES, needs.freezes),
-            await loading.send_pairs(LOAD_FREEZES_OF_RELEASES, needs.releases),
+            send(LOAD_FREEZES, kept.missing_freezes(needs.freezes)),
+            send(LOAD_FREEZES_OF_RELEASES, needs.releases),
         ]
-        self._payments = await loading.send_pairs(LOAD_PAYMENTS, needs.payments)
-        self._refunds = await loading.send_messages(LOAD_REFUNDS, needs.messages)
-        self._receipts = await loading.send_messages(LOAD_RECEIPTS, needs.messages)
-        self._orders = await loading.send_pairs(LOAD_ORDERS, needs.orders)
-        self._offers = await loading.send(LOAD_OFFERS, arrays.texts(needs.offers)) if needs.offers else None
-        self._releases = await loading.send_pairs(LOAD_RELEASES, needs.releases)
+        self._payments = send(LOAD_PAYMENTS, needs.payments)
+        self._refunds, self._receipts = None, None
+        if needs.messages:
+            owners, payment_nos, message_ids = zip(*needs.messages, strict=True)
+            messages = (arrays.integers(owners), arrays.texts(payment_nos), arrays.texts(message_ids))
+            self._refunds = self._connection.execute(LOAD_REFUNDS, messages)
+            self._receipts = self._connection.execute(LOAD_RECEIPTS, messages)
+        self._orders = send(LOAD_ORDERS, needs.orders)
+        self._offers = None
+        if needs.offers:
+            self._offers = self._connection.execute(LOAD_OFFERS, (arrays.texts(needs.offers),))
+        self._releases = send(LOAD_RELEASES, needs.releases)
 
-    async def now(self) -> datetime:
-        """The moment of the transaction."""
-        row = await self._clock.fetchone()
+    def version_and_now(self) -> tuple[int, datetime]:
+        """The lane's version with this transaction, and the transaction's moment."""
+        row = self._lane.fetchone()
         assert row is not None
-        moment: datetime = row[0]
-        return moment
+        return row[0], row[1]
 
-    async def keys(self) -> dict[Key, tuple[bytes, bytes]]:
-        """Fingerprint and reply of the idempotency keys that exist."""
-        return {(row[0], row[1], row[2]): (row[3], row[4]) for row in await rows(self._keys)}
+    def fill_keys(self, keys: GroupKeys) -> None:
+        """Note the idempotency keys that exist."""
+        keys.known.update({(row[0], row[1], row[2]): (row[3], row[4]) for row in _rows(self._keys)})
+        keys.payments_known.update({(row[0], row[1]): (row[2], row[3]) for row in _rows(self._payment_keys)})
 
-    async def payment_keys(self) -> dict[tuple[int, str], tuple[bytes, bytes]]:
-        """Fingerprint and reply of the payments that exist."""
-        return {(row[0], row[1]): (row[2], row[3]) for row in await rows(self._pay_keys)}
+    def fill(self, book: Book) -> None:
+        """Put what was read into a book."""
+        for row in _rows(self._brands):
+            book.add_brand(brand_from_row(row))
+        for cursor in self._packages:
+            book.add_packages(package_from_row(row) for row in _rows(cursor))
+        book.sort_queues()
+        for cursor in self._freezes:
+            book.add_freezes(freeze_from_row(row) for row in _rows(cursor))
+        book.add_payments(payment_from_row(row) for row in _rows(self._payments))
+        book.add_refunds(refund_from_row(row) for row in _rows(self._refunds))
+        book.add_receipts(Receipt(*row) for row in _rows(self._receipts))
+        book.add_orders(order_from_row(row) for row in _rows(self._orders))
+        book.add_offers(offer_from_row(row) for row in _rows(self._offers))
+        book.add_releases(ReleaseRequest(*row) for row in _rows(self._releases))
 
-    async def brands(self) -> list[Brand]:
-        """The brands."""
-        return [brand_from_row(row) for row in await rows(self._brands)]
-
-    async def packages(self) -> list[Package]:
-        """The packages; one may come more than once."""
-        return [package_from_row(row) for cursor in self._packages for row in await rows(cursor)]
-
-    async def freezes(self) -> list[Freeze]:
-        """The freezes; one may come more than once."""
-        return [freeze_from_row(row) for cursor in self._freezes for row in await rows(cursor)]
-
-    async def payments(self) -> list[Payment]:
-        """The payments."""
-        return [payment_from_row(row) for row in await rows(self._payments)]
-
-    async def refunds(self) -> list[Refund]:
-        """The refunds of the messages named."""
-        return [refund_from_row(row) for row in await rows(self._refunds)]
-
-    async def receipts(self) -> list[Receipt]:
-        """The receipts of the messages named."""
-        return [Receipt(*row) for row in await rows(self._receipts)]
-
-    async def orders(self) -> list[PackageOrder]:
-        """The package orders."""
-        return [order_from_row(row) for row in await rows(self._orders)]
-
-    async def offers(self) -> list[PackageOffer]:
-        """The offers."""
-        return [offer_from_row(row) for row in await rows(self._offers)]
-
-    async def releases(self) -> list[ReleaseRequest]:
-        """The release requests."""
-        return [ReleaseRequest(*row) for row in await rows(self._releases)]
+    def _send(self, statement: str, pairs: Collection[tuple[int, Any]]) -> Cursor | None:
+        """Send a statement for (brand_id, number) pairs, unless there are none."""
+        return self._connection.execute(statement, _pairs(pairs)) if pairs else None
 
 
-async def load_due(
-    connection: Connection, brands: Sequence[tuple[int, datetime]], freezes_max: int | None
+def _rows(cursor: Cursor | None) -> list[tuple[Any, ...]]:
+    """The rows of a statement that was sent; none for one that was not."""
+    return [] if cursor is None else cursor.fetchall()
+
+
+def _due_parameters(brands: Sequence[tuple[int, datetime]]) -> tuple[str, str]:
+    brand_ids, untils = zip(*brands, strict=True)
+    return arrays.integers(brand_ids), arrays.moments(untils)
+
+
+def load_due(
+    connection: ThreadConnection, brands: Sequence[tuple[int, datetime]], freezes_max: int
 ) -> tuple[list[Freeze], dict[int, datetime]]:
-    """Open freezes that ended by a moment, at most `freezes_max` a brand (None: all), and each brand's next end."""
-    loading = Loading(connection)
-    brand_ids = arrays.integers([brand[0] for brand in brands])
-    untils = arrays.moments([brand[1] for brand in brands])
-    async with connection.pipeline():
-        ended = await loading.send(LOAD_ENDED_FREEZES, brand_ids, untils, freezes_max)
-        ends = await loading.send(LOAD_NEXT_FREEZE_ENDS, brand_ids, untils)
-        freezes = [freeze_from_row(row) for row in await ended.fetchall()]
-        return freezes, dict(cast(list[tuple[int, datetime]], await ends.fetchall()))
+    """Open freezes that ended by a moment, at most `freezes_max` a brand, and each brand's next end."""
+    parameters = _due_parameters(brands)
+    with connection.pipeline():
+        ended = connection.execute(LOAD_ENDED_FREEZES, (*parameters, freezes_max))
+        ends = connection.execute(LOAD_NEXT_FREEZE_ENDS, parameters)
+        return [freeze_from_row(row) for row in ended], dict(cast(list[tuple[int, datetime]], ends.fetchall()))
 
 
-async def write(
-    connection: Connection,
-    changes: Changes,
-    keys: Sequence[tuple[int, int, str, bytes, bytes, datetime]],
-    payment_keys: Sequence[tuple[int, str, bytes, bytes]],
-    now: datetime,
-) -> None:
-    """Send everything that a group changed; the caller commits."""
+async def due(connection: Connection, brand_id: int, until: datetime) -> tuple[list[Freeze], datetime | None]:
+    """All open freezes of a brand that ended by a moment, and its next end."""
+    parameters = _due_parameters([(brand_id, until)])
+    ended = await connection.execute(LOAD_ENDED_FREEZES, (*parameters, None))
+    freezes = [freeze_from_row(row) for row in await ended.fetchall()]
+    row = await (await connection.execute(LOAD_NEXT_FREEZE_ENDS, parameters)).fetchone()
+    return freezes, None if row is None else row[1]
 
-    # Each statement that is sent costs a turn of the event loop, more than PostgreSQL takes for it; the tables are
-    # different ones, so all that a group writes can be one statement.
-    statements: list[str] = []
-    parameters: list[str] = []
 
-    def send(statement: str, bulk: Bulk, written: Sequence[Sequence[Any]]) -> None:
-        if written:
-            statements.append(statement)
-            parameters.extend(bulk.parameters(written))
+class GroupWrites:
+    """What a group of operations writes. Used within a pipeline; the caller commits."""
 
+    def __init__(self, connection: ThreadConnection, changes: Changes, keys: GroupKeys) -> None:
+        self._connection = connection
+        self._changes = changes
+        self._keys = keys
+        # How much was sent already.
+        self._freezes = self._payments = self._made = self._payments_made = 0
+
+    def send_new(self) -> None:
+        """Send the records and keys made since the last call: PostgreSQL writes while more is decided."""
+        send, changes = _Sending(), self._changes
+        self._add_new(send)
+        # A freeze that changes again is sent again.
+        _add_freezes(send, changes)
+        changes.freezes_sent.update(changes.freezes)
+        changes.freezes.clear()
+        send.execute(self._connection)
+
+    def send_rest(self, now: datetime) -> None:
+        """Send everything that was not sent yet."""
+        send = _Sending()
+        _add_brands(send, self._changes, now)
+        _add_packages(send, self._changes)
+        self._add_new(send)
+        _add_freezes(send, self._changes)
+        _add_payments(send, self._changes)
+        _add_purchases(send, self._changes)
+        send.execute(self._connection)
+
+    def _add_new(self, send: _Sending) -> None:
+        changes, keys = self._changes, self._keys
+        send(NEW_FREEZES.insert, NEW_FREEZES, [_freeze_row(freeze) for freeze in changes.new_freezes[self._freezes :]])
+        send(NEW_PAYMENTS.insert, NEW_PAYMENTS, [_payment_row(y) for y in changes.new_payments[self._payments :]])
+        send(KEYS.insert, KEYS, keys.made[self._made :])
+        send(PAYMENT_KEYS.insert, PAYMENT_KEYS, keys.payments_made[self._payments_made :])
+        self._freezes, self._payments = len(changes.new_freezes), len(changes.new_payments)
+        self._made, self._payments_made = len(keys.made), len(keys.payments_made)
+
+
+class _Sending:
+    """Statements that go as one: the tables are different ones, and one statement costs less than several."""
+
+    def __init__(self) -> None:
+        self._statements: list[str] = []
+        self._parameters: list[str] = []
+
+    def __call__(self, statement: str, bulk: Bulk, rows: Sequence[Sequence[Any]]) -> None:
+        """Add a statement for some rows, unless there are none."""
+        if rows:
+            self._statements.append(statement)
+            self._parameters.extend(bulk.parameters(rows))
+
+    def execute(self, connection: ThreadConnection) -> None:
+        """Send what was added."""
+        if self._statements:
+            *others, last = self._statements
+            named = ", ".join(f"w{number} as ({statement})" for number, statement in enumerate(others))
+            connection.execute(f"with {named} {last}" if named else last, self._parameters)
+
+
+def _freeze_row(freeze: Freeze) -> tuple[Any, ...]:
+    return (
+        freeze.brand_id,
+        freeze.order_no,
+        freeze.request_id,
+        freeze.sms_type,
+        freeze.segments,
+        *_line_columns(freeze.lines),
+        freeze.created_at,
+        freeze.expires_at,
+        freeze.record_no,
+    )
+
+
+def _payment_row(payment: Payment) -> tuple[Any, ...]:
+    return (
+        payment.brand_id,
+        payment.payment_no,
+        payment.order_no,
+        payment.request_id,
+        payment.sms_type,
+        payment.segments,
+        *_line_columns(payment.lines),
+        payment.created_at,
+        payment.record_no,
+    )
+
+
+def _line_columns(lines: Sequence[Line]) -> tuple[str, str]:
+    """The packages and the segments of lines, each as the literal of an array."""
+    if len(lines) == 1:
+        package_id, segments = lines[0]
+        return f"{{{package_id}}}", f"{{{segments}}}"
+    package_ids, counts = zip(*lines, strict=True)
+    return arrays.integers(package_ids), arrays.integers(counts)
+
+
+def _add_brands(send: _Sending, changes: Changes, now: datetime) -> None:
     brands = changes.brands
     put = changes.put_brands
     send(
@@ -737,9 +793,9 @@ async def write(
         POINTS,
         [(brand_id, at, total, frozen) for (brand_id, at), (total, frozen) in changes.points.items()],
     )
-    _write_packages(send, changes)
-    _write_freezes(send, changes)
-    _write_payments(send, changes)
+
+
+def _add_purchases(send: _Sending, changes: Changes) -> None:
     send(
         ENTRIES.insert,
         ENTRIES,
@@ -797,15 +853,9 @@ async def write(
             for a in changes.adjustments
         ],
     )
-    send(KEYS.insert, KEYS, keys)
-    send(PAYMENT_KEYS.insert, PAYMENT_KEYS, payment_keys)
-    if statements:
-        *others, last = statements
-        named = ", ".join(f"w{number} as ({statement})" for number, statement in enumerate(others))
-        await connection.execute(f"with {named} {last}" if named else last, parameters)
 
 
-def _write_packages(send: Send, changes: Changes) -> None:
+def _add_packages(send: _Sending, changes: Changes) -> None:
     send(
         NEW_PACKAGES.insert,
         NEW_PACKAGES,
@@ -840,70 +890,19 @@ def _write_packages(send: Send, changes: Changes) -> None:
     )
 
 
-def _write_freezes(send: Send, changes: Changes) -> None:
-    send(
-        NEW_FREEZES.insert,
-        NEW_FREEZES,
-        [
-            (
-                f.brand_id,
-                f.order_no,
-                f.request_id,
-                f.sms_type,
-                f.segments,
-                f.paid,
-                f.released,
-                f.timed_out,
-                [line[0] for line in f.lines],
-                [line[1] for line in f.lines],
-                f.created_at,
-                f.expires_at,
-                f.record_no,
-            )
-            for f in (changes.freezes[order_no] for order_no in changes.new_freezes)
-        ],
-    )
+def _add_freezes(send: _Sending, changes: Changes) -> None:
     send(
         FREEZES.update,
         FREEZES,
-        [
-            (f.brand_id, f.order_no, f.paid, f.released, f.timed_out, f.expires_at)
-            for order_no, f in changes.freezes.items()
-            if order_no not in changes.new_freezes
-        ],
+        [(f.brand_id, f.order_no, f.paid, f.released, f.timed_out, f.expires_at) for f in changes.freezes.values()],
     )
 
 
-def _write_payments(send: Send, changes: Changes) -> None:
-    send(
-        NEW_PAYMENTS.insert,
-        NEW_PAYMENTS,
-        [
-            (
-                y.brand_id,
-                y.payment_no,
-                y.order_no,
-                y.request_id,
-                y.sms_type,
-                y.segments,
-                y.refunded,
-                [line[0] for line in y.lines],
-                [line[1] for line in y.lines],
-                y.status,
-                y.created_at,
-                y.record_no,
-            )
-            for y in (changes.payments[payment_no] for payment_no in changes.new_payments)
-        ],
-    )
+def _add_payments(send: _Sending, changes: Changes) -> None:
     send(
         PAYMENTS.update,
         PAYMENTS,
-        [
-            (y.brand_id, y.payment_no, y.refunded, y.status)
-            for payment_no, y in changes.payments.items()
-            if payment_no not in changes.new_payments
-        ],
+        [(y.brand_id, y.payment_no, y.refunded, y.status) for y in changes.payments.values()],
     )
     send(
         REFUNDS.insert,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import cast
 
 
 def integers(values: Iterable[int | None]) -> str:
@@ -15,15 +16,21 @@ def integers(values: Iterable[int | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
 
 
-def nested(values: Iterable[Sequence[int | None]]) -> str:
-    """Literal of an array of texts, each the literal of an array of numbers."""
+def nested(values: Iterable[Sequence[int | None] | str]) -> str:
+    """Literal of an array of texts, each the literal of an array of numbers, or made to one here."""
     # Braces and commas need quotes around them, and nothing in a number needs more.
-    return "{" + ",".join([f'"{integers(value)}"' for value in values]) + "}"
+    return "{" + ",".join([f'"{value if isinstance(value, str) else integers(value)}"' for value in values]) + "}"
 
 
 def texts(values: Iterable[str | None]) -> str:
     """Literal of an array of texts, each quoted; None becomes NULL."""
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    listed = [*values]
+    if None not in listed:
+        joined = '","'.join(cast(list[str], listed))
+        # Nothing needs an escape when the only quotes are those that were put between.
+        if "\\" not in joined and joined.count('"') == 2 * max(len(listed) - 1, 0):
+            return f'{{"{joined}"}}' if listed else "{}"
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in listed]) + "}"
 
 
 def moments(values: Iterable[datetime | None]) -> str:

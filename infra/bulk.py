@@ -29,10 +29,10 @@ class Bulk:
     others from moving the rows meanwhile.
 
     Parameters: `table` with its schema; `columns` names and PostgreSQL types; `keys` how many of the first columns are
-    the key that `update` finds its rows by.
+    the key that `update` finds its rows by; `fixed` columns that have one value, given in SQL, in every row inserted.
     """
 
-    def __init__(self, table: str, columns: dict[str, str], *, keys: int) -> None:
+    def __init__(self, table: str, columns: dict[str, str], *, keys: int, fixed: dict[str, str] | None = None) -> None:
         names = list(columns)
         types = list(columns.values())
         self._literals = [_LITERALS[type_] for type_ in types]
@@ -40,7 +40,8 @@ class Bulk:
         arrays_ = ", ".join(f"%s::{'text' if type_.endswith('[]') else type_}[]" for type_ in types)
         values = [f"v.{name}::{type_}" if type_.endswith("[]") else f"v.{name}" for name, type_ in columns.items()]
         source = f"unnest({arrays_}) as v({', '.join(names)})"
-        self.insert = f"insert into {table} ({', '.join(names)}) select {', '.join(values)} from {source}"  # noqa: S608
+        into, selected = [*names, *(fixed or {})], [*values, *(fixed or {}).values()]
+        self.insert = f"insert into {table} ({', '.join(into)}) select {', '.join(selected)} from {source}"  # noqa: S608
         key = " and ".join(f"r.{name} = v.{name}" for name in names[:keys])
         assignments = ", ".join(f"{name} = v.{name}" for name in names[keys:])
         given = ", ".join(f"{value} as {name}" for name, value in zip(names, values, strict=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
 import structlog
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from infra.errors import StartError
@@ -16,11 +17,29 @@ from infra.errors import StartError
 log = structlog.get_logger(__name__)
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+ThreadConnection = psycopg.Connection[tuple[Any, ...]]
 
 # What a fault of the server or of the way to it looks like; what was under way may be tried again.
 # OperationalError covers lost connections and shutdowns (classes 08, 57, 53) and, as its subclasses, serialization
 # failures and deadlocks (class 40). InterfaceError is raised for a connection that is already closed.
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError)
+# A process that was stopped in a transaction finds it ended; after a failover the old primary may only be read.
+TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+    PoolTimeout,
+    OSError,
+)
+
+# A server that went away without a word is noticed within half a minute instead of hours.
+KEEP_ALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+CONNECT_SECONDS = 10
 
 # What a server's or a user's defaults must not change. In a zone ahead of UTC the last moments of the year 9999, which
 # a package may end with, are past what Python can hold; and whoever waits for a lock must see what was written
@@ -56,6 +75,7 @@ class Database:
                 "prepare_threshold": 0,
                 "application_name": f"smsbill-{name}",
                 "options": f"{_SESSION_OPTIONS} {options}",
+                **KEEP_ALIVE,
             },
             reconnect_timeout=wait_seconds,
         )
@@ -63,7 +83,7 @@ class Database:
     async def open(self) -> None:
         """Open the pool. Raises `StartError` when the server cannot be reached."""
         try:
-            async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=10) as connection:
+            async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=CONNECT_SECONDS) as connection:
                 await connection.execute("select 1")
         except psycopg.OperationalError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -97,6 +117,55 @@ class Database:
         except (*TRANSIENT, TimeoutError):
             return False
         return True
+
+
+class Session:
+    """A thread's own connection that heals: made when it is first needed, and again after it broke.
+
+    Parameters: `url` a libpq URL; `hold_seconds` how long a lock is waited for, and how long this process may sit on a
+    transaction without a word (stopped, or cut off) before the server ends it for the others' sake; `options` libpq's
+    `options`, for instance `LOOKUP_OPTIONS`.
+    """
+
+    def __init__(self, url: str, *, hold_seconds: float, options: str = "", name: str = "database") -> None:
+        milliseconds = round(hold_seconds * 1_000)
+        self._url = url
+        self._name = name
+        self._options = (
+            f"{_SESSION_OPTIONS} -c lock_timeout={milliseconds}"
+            f" -c idle_in_transaction_session_timeout={milliseconds} {options}"
+        )
+        self._connection: ThreadConnection | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[ThreadConnection]:
+        """Lend the connection; who borrows it commits. Leaving the block otherwise rolls back.
+
+        Raises one of `TRANSIENT` when the server cannot be reached.
+        """
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._url,
+                prepare_threshold=0,
+                connect_timeout=CONNECT_SECONDS,
+                application_name=f"smsbill-{self._name}",
+                options=self._options,
+                **KEEP_ALIVE,
+            )
+        connection = self._connection
+        try:
+            yield connection
+        finally:
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                try:
+                    connection.rollback()
+                except psycopg.Error:
+                    connection.close()
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._connection is not None:
+            self._connection.close()
 
 
 def sqlalchemy_url(url: str) -> str:

@@ -75,7 +75,13 @@ def costcenter(address: Address = "", http_address: HttpAddress = "", assignment
 
     settings = Settings.load()
     service = CostCenterProcess(settings)
-    process.run("costcenter", settings, service, lambda: {"grpc_port": service.port, "http_port": service.http_port})
+    process.run(
+        "costcenter",
+        settings,
+        service,
+        lambda: {"grpc_port": service.port, "http_port": service.http_port},
+        threads=True,
+    )
 
 
 @app.command(rich_help_panel=_SERVICE)

@@ -129,14 +129,18 @@ class Tables:
         for package_key, package in changes.packages.items():
             assert (package_key not in self.packages) == (package_key in changes.new_packages)
             _store(self.packages, package_key, package, counts)
+        for freeze in changes.new_freezes:
+            assert (freeze.brand_id, freeze.order_no) not in self.freezes
+            self.freezes[freeze.brand_id, freeze.order_no] = copy.copy(freeze)
         for order_no, freeze in changes.freezes.items():
-            freeze_key = (freeze.brand_id, order_no)
-            assert (freeze_key not in self.freezes) == (order_no in changes.new_freezes)
-            _store(self.freezes, freeze_key, freeze, ("paid", "released", "timed_out", "expires_at"))
+            assert (freeze.brand_id, order_no) in self.freezes
+            _store(self.freezes, (freeze.brand_id, order_no), freeze, ("paid", "released", "timed_out", "expires_at"))
+        for payment in changes.new_payments:
+            assert (payment.brand_id, payment.payment_no) not in self.payments
+            self.payments[payment.brand_id, payment.payment_no] = copy.copy(payment)
         for payment_no, payment in changes.payments.items():
-            payment_key = (payment.brand_id, payment_no)
-            assert (payment_key not in self.payments) == (payment_no in changes.new_payments)
-            _store(self.payments, payment_key, payment, ("refunded", "status"))
+            assert (payment.brand_id, payment_no) in self.payments
+            _store(self.payments, (payment.brand_id, payment_no), payment, ("refunded", "status"))
         for refund in changes.refunds:
             refund_key = (refund.brand_id, refund.payment_no, refund.message_id)
             assert refund_key not in self.refunds, "a message is refunded once"
@@ -227,7 +231,7 @@ class Ledger:
         """A book with copies of what the operations need, nothing more."""
         needs = Needs()
         for operation in operations:
-            needs.add(operation)
+            operation.ask(needs)
         tables = self.tables
         book = Book(self.now, self.terms, self.identifiers)
         for brand_id in needs.brands & set(tables.brands):

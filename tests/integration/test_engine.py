@@ -28,8 +28,9 @@ from ledger_service import (
 from costcenter import reconciliation
 from costcenter.book import Book, Terms
 from costcenter.engine import Engine, EngineLimits
+from costcenter.lane import Lane
 from costcenter.operations import BookDue, DueReply, FreezeSegments, Grant, Operation, Pay, PutBrand
-from infra.database import LOOKUP_OPTIONS, Database
+from infra.database import TRANSIENT, Database, Session
 from infra.errors import Refusal
 from infra.telemetry import REGISTRY
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -54,7 +55,7 @@ async def running_engine(
     database_url: str, clock: Callable[[], datetime] | None = None, **limits: Any
 ) -> AsyncIterator[Engine]:
     """An engine on connections of its own."""
-    database = Database(database_url, size=8, wait_seconds=2, options=LOOKUP_OPTIONS, name="ledger")
+    database = Database(database_url, size=1, wait_seconds=2)
     await database.open()
     engine = Engine(database, terms=Terms(), limits=EngineLimits(**limits), clock=clock)
     await engine.start()
@@ -243,6 +244,86 @@ async def test_pay_release_and_time_out_race_over_two_processes(database_url: st
     await assert_sound(database_url)
 
 
+# What a lane keeps from group to group.
+
+
+async def test_what_another_process_changed_is_seen(database_url: str) -> None:
+    """Two engines take turns on one brand: each decides on what the other left, of every kind that is kept."""
+    async with running_engine(database_url) as one, running_engine(database_url) as two:
+        number = await brand(one, 1, 100)
+        first = await done(one.apply(freeze(number, 60)))
+        refused = await two.apply(freeze(number, 60))
+        assert isinstance(refused, Refusal)
+        await done(two.apply(Pay(number, "a", b"p", first.order_no, 50)))
+        refused = await one.apply(Pay(number, "b", b"p", first.order_no, 11))
+        assert isinstance(refused, Refusal)
+        assert refused.metadata == {"requested": "11", "open": "10"}
+        await done(two.apply(Grant(number, request_id(), b"g", "author", "reason", 7, None, ())))
+        await done(one.apply(freeze(number, 47)))
+        await done(two.apply(PutBrand(number, "", b"", None, 2, None, None)))
+        refused = await one.apply(freeze(number))
+        assert isinstance(refused, Refusal)
+        assert refused.reason == "BRAND_SUSPENDED"
+        assert await figures(database_url, number) == (57, 57)
+    await assert_sound(database_url)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+async def test_what_is_not_kept_is_read(database_url: str, kept: int) -> None:
+    """With little or nothing kept every answer is the same."""
+    async with running_engine(database_url, packages_kept_max=kept, freezes_kept_max=kept) as engine:
+        ids = [await brand(engine, number, 10) for number in range(1, 6)]
+        for _ in range(2):
+            frozen = [await done(engine.apply(freeze(number, 4))) for number in ids]
+            orders = [reply.order_no for reply in frozen]
+            for number, order_no in zip(ids, orders, strict=True):
+                await done(engine.apply(Pay(number, request_id(), b"p", order_no, 3)))
+        outcomes = await asyncio.gather(*together(engine, [freeze(number, 3) for number in ids]))
+        assert {outcome.reason for outcome in outcomes} == {"INSUFFICIENT_BALANCE"}
+        assert {await figures(database_url, number) for number in ids} == {(4, 2)}
+    await assert_sound(database_url)
+
+
+async def test_a_large_group_is_written_while_it_is_decided(database_url: str) -> None:
+    """A freeze that is paid all over a group, and new freezes between: as one after another."""
+    async with running_engine(database_url) as engine:
+        number = await brand(engine, 1, 2_000)
+        order_no = (await done(engine.apply(freeze(number, 700)))).order_no
+        operations = [
+            operation
+            for index in range(400)
+            for operation in (Pay(number, f"p{index}", b"p", order_no, 2), freeze(number, 1, f"f{index}"))
+        ]
+        outcomes = await engine.apply_all(operations)
+        # The last 50 payments find nothing open.
+        assert [isinstance(outcome, Refusal) for outcome in outcomes[::2]] == [False] * 350 + [True] * 50
+        assert not any(isinstance(outcome, Refusal) for outcome in outcomes[1::2])
+        assert await figures(database_url, number) == (1_300, 400)
+        assert await engine.apply_all(operations[:698]) == outcomes[:698]
+    await assert_sound(database_url)
+
+
+async def test_a_process_that_stands_still_holds_a_lane_for_seconds_only(database_url: str) -> None:
+    """It is stopped with the lane's lock in hand: the server takes it away, and nothing of it is written."""
+    session = Session(database_url, hold_seconds=0.3)
+    async with running_engine(database_url) as engine:
+        number = await brand(engine, 1, 10)
+
+        async def stand_still() -> None:
+            with session.transaction() as connection:
+                connection.execute("update costcenter.lane set version = version + 1")
+                connection.execute("update costcenter.balance set total = 1_000")
+                await asyncio.wait_for(done(engine.apply(freeze(number, 4))), SECONDS)
+                connection.commit()
+
+        with pytest.raises(TRANSIENT):
+            await stand_still()
+        assert await figures(database_url, number) == (10, 4)
+        with session.transaction() as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+    session.close()
+
+
 # A bad member of a group.
 
 
@@ -357,28 +438,30 @@ async def test_a_lost_commit_is_settled_by_the_keys(
     database_url: str, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """The connection breaks at the commit, after or before it took effect: the retry finds out which."""
-    commit = psycopg.AsyncConnection.commit
+    commit = psycopg.Connection.commit
     faults = 0
     seen: list[int] = []
 
-    async def lost(connection: Any) -> None:
+    def lost(connection: Any) -> None:
         nonlocal faults
         if faults:
-            await commit(connection)
+            commit(connection)
             return
         faults += 1
         if committed:
-            await commit(connection)
-            async with connection.pipeline():
+            commit(connection)
+            with connection.pipeline():
                 pass  # its end waits for what was sent
-        ((count,),) = await rows(database_url, "select count(*) from idempotency_key where operation = 2")
-        seen.append(count)
+        with psycopg.connect(database_url) as other:
+            row = other.execute("select count(*) from costcenter.idempotency_key where operation = 2").fetchone()
+        assert row is not None
+        seen.append(row[0])
         raise psycopg.OperationalError("the connection is lost")
 
     async with running_engine(database_url) as engine:
         number = await brand(engine, 1, 10)
         operation = freeze(number, 4, "lost")
-        monkeypatch.setattr(psycopg.AsyncConnection, "commit", lost)
+        monkeypatch.setattr(psycopg.Connection, "commit", lost)
         first = await done(engine.apply(operation))
         monkeypatch.undo()
         assert (faults, seen) == (1, [int(committed)])
@@ -386,7 +469,7 @@ async def test_a_lost_commit_is_settled_by_the_keys(
         assert await figures(database_url, number) == (10, 4)
         pay = Pay(number, "chunk", b"p", first.order_no, 3)
         faults = 0
-        monkeypatch.setattr(psycopg.AsyncConnection, "commit", lost)
+        monkeypatch.setattr(psycopg.Connection, "commit", lost)
         paid = await done(engine.apply(pay))
         monkeypatch.undo()
         assert await done(engine.apply(pay)) == paid
@@ -397,12 +480,12 @@ async def test_a_lost_commit_is_settled_by_the_keys(
 async def test_a_database_that_stays_away_is_unavailable(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the time of the setting callers are told to come again, with nothing changed; then all is as before."""
 
-    async def gone(*_: object) -> None:
+    def gone(*_: object) -> None:
         raise psycopg.OperationalError("gone")
 
     async with running_engine(database_url, retry_seconds=0.05) as engine:
         number = await brand(engine, 1, 10)
-        monkeypatch.setattr(Engine, "_transact", gone)
+        monkeypatch.setattr(Lane, "_transact", gone)
         operation = freeze(number, 1, "again")
         outcomes = await engine.apply_all([operation, freeze(number)])
         assert [outcome.code for outcome in outcomes if isinstance(outcome, Refusal)] == [UNAVAILABLE] * 2

@@ -1,0 +1,217 @@
+"""One lane of the ledger: its transactions, one after another, in a thread of their own.
+
+The driver's waits are C code that lets other threads run; on an event loop each statement would cost a turn of the
+loop, more than PostgreSQL takes for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import grpc
+import psycopg
+import structlog
+from google.protobuf.message import Message
+
+from costcenter import store
+from costcenter.book import Book, Terms
+from costcenter.kept import NOTHING_KEPT, Kept
+from costcenter.keys import GroupKeys
+from costcenter.metrics import GROUP_RETRIES
+from costcenter.operations import DueReply, Needs, Operation, Reply
+from costcenter.translation import REPLIES
+from infra.database import TRANSIENT, Session, ThreadConnection
+from infra.errors import Refusal, idempotency_conflict, unavailable
+from infra.identifiers import IdentifierSource
+
+log = structlog.get_logger(__name__)
+
+# Decisions after which the records made so far are sent: PostgreSQL writes them while more is decided.
+WRITE_AHEAD = 250
+
+# What an operation comes to: its reply on the wire where it has one, else the rules' reply, or a refusal.
+Outcome = Message | Reply | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Bounds of a lane; the settings give their reasons."""
+
+    retry_seconds: float = 5
+    hold_seconds: float = 5
+    ended_freezes_max: int = 5_000
+    clock_offset_seconds: float = 0
+    packages_kept_max: int = 50_000
+    freezes_kept_max: int = 10_000
+
+
+class Lane:
+    """Applies groups of operations on the lane's brands, each in one transaction. Used by one thread at a time.
+
+    Parameters: `session` a connection of its own; `clock` replaces the database's clock in tests.
+    """
+
+    def __init__(
+        self,
+        lane_id: int,
+        session: Session,
+        *,
+        terms: Terms,
+        limits: LaneLimits,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._lane_id = lane_id
+        self._session = session
+        self._terms = terms
+        self._limits = limits
+        self._clock = clock
+        self._identifiers = IdentifierSource()
+        self._kept = Kept(limits.packages_kept_max, limits.freezes_kept_max)
+
+    def apply(self, operations: list[Operation]) -> list[Outcome]:
+        """Apply a group as if its operations came one after another; an outcome for each, whatever happens."""
+        try:
+            return self._settle(operations)
+        except Exception:
+            # Whatever went wrong, the lane goes on and its callers get a status.
+            log.exception("group failed", lane_id=self._lane_id, operations=len(operations))
+            return [_internal() for _ in operations]
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._session.close()
+
+    def _settle(self, operations: list[Operation]) -> list[Outcome]:
+        """Apply a group; retry what is transient, and split what the database refuses until the bad one is alone."""
+        try:
+            return self._retry(operations)
+        except Exception as error:
+            if len(operations) == 1:
+                # The text of a database error can hold a row's values.
+                log.error(
+                    "operation rejected by the database",
+                    operation=type(operations[0]).__name__,
+                    brand_id=operations[0].brand_id,
+                    error=type(error).__name__,
+                    constraint=error.diag.constraint_name if isinstance(error, psycopg.Error) else None,
+                    exc_info=not isinstance(error, psycopg.Error),
+                )
+                return [_internal()]
+        middle = len(operations) // 2
+        first = self._settle(operations[:middle])
+        return first + self._settle(operations[middle:])
+
+    def _retry(self, operations: list[Operation]) -> list[Outcome]:
+        deadline = time.monotonic() + self._limits.retry_seconds
+        pause = 0.01
+        while True:
+            try:
+                return self._transact(operations)
+            except TRANSIENT as error:
+                # Whether a lost commit took effect, the idempotency keys tell at the next attempt.
+                if time.monotonic() + pause > deadline:
+                    log.warning("database unreachable", lane_id=self._lane_id, error=type(error).__name__)
+                    refusal = unavailable("the database cannot be reached; call again with the same request_id")
+                    return [refusal for _ in operations]
+                GROUP_RETRIES.inc()
+                time.sleep(pause)
+                pause = min(pause * 2, 1)
+
+    def _transact(self, operations: list[Operation]) -> list[Outcome]:
+        due: dict[int, DueReply] = {}
+        try:
+            while True:
+                outcomes = self._transact_once(operations, due)
+                if outcomes is not None:
+                    return outcomes
+        except BaseException:
+            # The book may have changed what is kept, and whether the transaction took effect is not known.
+            self._kept.clear()
+            raise
+
+    def _transact_once(self, operations: list[Operation], due: dict[int, DueReply]) -> list[Outcome] | None:
+        """One transaction; None when so much was due that it could only book part of that."""
+        needs, keys = Needs(), GroupKeys()
+        for operation in operations:
+            operation.ask(needs)
+            keys.ask(operation)
+        with self._session.transaction() as connection, connection.pipeline():
+            reads = store.GroupReads(connection)
+            reads.lock(self._lane_id, self._limits.clock_offset_seconds)
+            reads.send_keys(keys)
+            reads.send(needs, self._kept)
+            version, now = reads.version_and_now()
+            if self._kept.version not in {version - 1, NOTHING_KEPT}:
+                # Another process was here.
+                self._kept.clear()
+                reads.send(needs, self._kept)
+            reads.fill_keys(keys)
+            book = Book(self._clock() if self._clock else now, self._terms, self._identifiers, due=due)
+            self._kept.lend(book, needs.brands, needs.freezes)
+            reads.fill(book)
+            whole = self._book_due(connection, book)
+            writes = store.GroupWrites(connection, book.changes, keys)
+            outcomes: list[Outcome] | None = None
+            if whole:
+                outcomes = []
+                for start in range(0, len(operations), WRITE_AHEAD):
+                    if start:
+                        writes.send_new()
+                    outcomes += [
+                        _decide(book, operation, keys) for operation in operations[start : start + WRITE_AHEAD]
+                    ]
+            book.check()
+            writes.send_rest(book.now)
+            connection.commit()
+        self._kept.keep(book, version)
+        return outcomes
+
+    def _book_due(self, connection: ThreadConnection, book: Book) -> bool:
+        """Book what is due for the brands of the group. False: there is more than one transaction should book."""
+        brands = [brand for brand in map(book.brand, book.brands_with_due()) if brand is not None]
+        if not brands:
+            return True
+        limit = self._limits.ended_freezes_max
+        moments = {brand.brand_id: book.time_of(brand) for brand in brands}
+        freezes, ends = store.load_due(connection, list(moments.items()), limit)
+        book.add_freezes(freezes)
+        whole = True
+        for brand_id, moment in moments.items():
+            ended = [freeze.expires_at for freeze in freezes if freeze.brand_id == brand_id]
+            if len(ended) < limit:
+                book.book_due(brand_id, moment, ends.get(brand_id))
+            else:
+                # There may be more that end at the last one's moment or later: they are due at once again.
+                book.book_due(brand_id, max(ended), max(ended))
+                whole = False
+        return whole
+
+
+def _decide(book: Book, operation: Operation, keys: GroupKeys) -> Outcome:
+    if not operation.code:
+        try:
+            return book.apply(operation)
+        except Refusal as refusal:
+            return refusal
+    translate, message = REPLIES[operation.code]
+    found = keys.find(operation)
+    if found is not None:
+        fingerprint, kept = found
+        return (
+            message.FromString(kept)
+            if fingerprint == operation.fingerprint
+            else idempotency_conflict(operation.request_id)
+        )
+    try:
+        reply = translate(book.apply(operation))
+    except Refusal as refusal:
+        return refusal
+    keys.make(operation, reply.SerializeToString(), book.now)
+    return reply
+
+
+def _internal() -> Refusal:
+    return Refusal(grpc.StatusCode.INTERNAL, "INTERNAL", "an error of the service; its log has the details")
