@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from costcenter import store
+from costcenter import statement as statements
+from costcenter import store, store_statement
 from costcenter.book import Book, Terms
 from costcenter.model import Brand, Freeze, Package, PackageOffer, Payment, Refund
+from costcenter.statement import TICK, Place, Record, Statement, StatementLine
+from infra import paging
 from infra.database import Connection, Database
-from infra.errors import Refusal, invalid, not_found
+from infra.errors import Refusal, invalid, invalid_fields, not_found
 from infra.identifiers import IdentifierSource
 
 SMS_TYPES = (1, 2, 3)
@@ -38,8 +42,7 @@ class Queries:
 
     async def balance(self, brand_id: int, as_of: datetime | None) -> Balance:
         """A brand's balance now or at a past moment. Raises NOT_FOUND (BRAND_NOT_FOUND)."""
-        async with self._database.snapshot() as connection:
-            book, brand = await self._book(connection, brand_id)
+        async with self._at(brand_id, as_of) as (connection, book, brand):
             now = book.time_of(brand)
             # What will be bought nobody knows: a moment to come is answered as of now.
             as_of = now if as_of is None else min(as_of, now)
@@ -61,8 +64,7 @@ class Queries:
         self, brand_id: int, start: datetime, end: datetime | None, step: timedelta, points_max: int
     ) -> list[tuple[datetime, int, int]]:
         """(moment, total, frozen) from `start` on, every `step`, before `end`. Raises NOT_FOUND (BRAND_NOT_FOUND)."""
-        async with self._database.snapshot() as connection:
-            book, brand = await self._book(connection, brand_id)
+        async with self._at(brand_id, end) as (connection, book, brand):
             now = book.time_of(brand)
             end = now if end is None else min(end, now)
             count = max(0, -((start - end) // step))
@@ -78,6 +80,48 @@ class Queries:
                 await self._settle_due(connection, book, brand)
                 series.append((moment, brand.total, brand.frozen))
             return series
+
+    async def statement(
+        self, brand_id: int, *, month: str, start: datetime | None, end: datetime | None, limit: int
+    ) -> tuple[Statement, list[StatementLine], Place | None]:
+        """A brand's statement of a month of its time zone, or of [start, end) (no end: until now).
+
+        Returns the sums, the first page of lines (none for `limit` 0) and the place of the next page; None: there is
+        none. What is due in the period counts at its own moment, booked or not. Raises NOT_FOUND (BRAND_NOT_FOUND),
+        INVALID_ARGUMENT (BAD_REQUEST) for a month that is none and a period that lies in the future.
+        """
+        async with self._settled(brand_id) as (connection, book, brand):
+            # What happened at this very moment may not be complete yet; what happened before it is.
+            now = book.time_of(brand)
+            if start is None:
+                asked = statements.month(month, brand.time_zone)
+            else:
+                asked = statements.Period(start, now if end is None else end)
+            if asked.start >= now:
+                raise invalid_fields({"from" if start is not None else "month": "must not begin in the future"})
+            period = statements.Period(asked.start, min(asked.end, now))
+            opening = await self._balance_before(connection, book, brand, period.start)
+            closing = await self._balance_before(connection, book, brand, period.end)
+            sums = await store_statement.sums(connection, brand_id, period)
+            for record in _due_records(book, period):
+                sums.add(record.kind, 1, record.segments)
+            statement = Statement(brand_id, brand.time_zone, period, asked.end <= now, opening, closing, sums)
+            place = Place(period.end, period.start, 0, opening)
+            return (statement, *(await self._lines(connection, book, brand_id, place, limit)))
+
+    async def statement_lines(
+        self, brand_id: int, place: Place, limit: int
+    ) -> tuple[list[StatementLine], Place | None]:
+        """The page of a statement's lines at a place, and the place of the next; None: there is none.
+
+        Raises NOT_FOUND (BRAND_NOT_FOUND), INVALID_ARGUMENT (BAD_REQUEST) for a place that no statement has.
+        """
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            if place.end > book.time_of(brand):
+                raise paging.not_ours()
+            await self._balance_before(connection, book, brand, place.end)
+            return await self._lines(connection, book, brand_id, place, limit)
 
     async def packages(self, brand_id: int, *, after: tuple[int, ...], limit: int) -> tuple[list[Package], str]:
         """A page of a brand's packages with something left, in burn-down order, and the key of the next page.
@@ -171,6 +215,59 @@ class Queries:
         book.sort_queues()
         return book, brand
 
+    @asynccontextmanager
+    async def _at(self, brand_id: int, moment: datetime | None) -> AsyncIterator[tuple[Connection, Book, Brand]]:
+        """A snapshot with the brand's live state; one that holds all that happened by a moment which is given."""
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            if moment is None or (brand.last_at is not None and moment < brand.last_at):
+                # Records follow time: nothing comes before the last one.
+                yield connection, book, brand
+                return
+        async with self._settled(brand_id) as settled:
+            yield settled
+
+    @asynccontextmanager
+    async def _settled(self, brand_id: int) -> AsyncIterator[tuple[Connection, Book, Brand]]:
+        """A snapshot with the brand's live state, at a moment before which nothing more can happen to the brand."""
+        async with self._database.connection() as connection:
+            now = await store_statement.settled_clock(connection, brand_id, self._offset)
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            # The snapshot is younger, and what began between the two may not have ended.
+            book.now = now
+            yield connection, book, brand
+
+    async def _balance_before(
+        self, connection: Connection, book: Book, brand: Brand, moment: datetime
+    ) -> statements.Balance:
+        """The balance just before a moment. Computes what is due by then: earlier moments are asked first."""
+        if moment <= _EPOCH:
+            # Nobody had a ledger then, and before the first year there is no moment.
+            return statements.Balance(0, 0)
+        last = moment - TICK
+        if brand.last_at is not None and last < brand.last_at:
+            ((total, frozen),) = await store.balance_points(connection, brand.brand_id, [last])
+            return statements.Balance(total, frozen)
+        book.now = last
+        await self._settle_due(connection, book, brand)
+        return statements.Balance(brand.total, brand.frozen)
+
+    @staticmethod
+    async def _lines(
+        connection: Connection, book: Book, brand_id: int, place: Place, limit: int
+    ) -> tuple[list[StatementLine], Place | None]:
+        """Lines behind a place, those stored and then those that the book has found due."""
+        if not limit:
+            return [], None
+        records = await store_statement.records(connection, brand_id, place, limit + 1)
+        records += _due_records(book, statements.Period(place.at, place.end), after=place.record_no)
+        lines = list(statements.running(records[:limit], place.after))
+        if len(records) <= limit:
+            return lines, None
+        last = lines[-1]
+        return lines, Place(place.end, last.record.at, last.record.record_no, last.after)
+
     async def _settle_due(self, connection: Connection, book: Book, brand: Brand) -> None:
         """Compute, without writing, what is due by the book's moment."""
         moment = book.time_of(brand)
@@ -187,6 +284,27 @@ class Queries:
         if brand is None:
             raise _no_brand(brand_id)
         return brand
+
+
+def _due_records(book: Book, period: statements.Period, after: int = 0) -> list[Record]:
+    """What a book has found due in a period, as the records that will be booked: their numbers are the next ones."""
+    return [
+        Record(
+            record_no=entry.record_no,
+            at=entry.at,
+            # Time grants nothing, so the package's source does not matter.
+            kind=statements.kind_of_entry(entry.kind, 0),
+            number=entry.reference,
+            request_id="",
+            message_id="",
+            sms_type=0,
+            segments=entry.segments,
+            moved=0,
+            lines=[(entry.package_id, entry.segments)],
+        )
+        for entry in book.changes.entries
+        if period.start <= entry.at < period.end and entry.record_no > after
+    ]
 
 
 def _place(package: Package) -> tuple[int, ...]:

@@ -272,6 +272,8 @@ refund = Table(
         name="refund_lines_whole",
     ),
     CheckConstraint("cause between 1 and 2", name="refund_cause_known"),
+    # In the order of the records, for statements. Freezes and payments have that by their numbers.
+    Index("refund_at", "brand_id", "created_at", "record_no"),
 )
 
 receipt = Table(
@@ -307,6 +309,8 @@ entry = Table(
     CheckConstraint("segments > 0", name="entry_positive"),
     CheckConstraint("kind between 1 and 6", name="entry_kind_known"),
     CheckConstraint("at <= booked_at", name="entry_booked_after"),
+    # By moment, for statements.
+    Index("entry_at", "brand_id", "at", "record_no"),
 )
 
 adjustment = Table(

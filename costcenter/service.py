@@ -19,6 +19,8 @@ from costcenter.translation import (
     paid_reply,
     payment_message,
     refund_message,
+    statement_page,
+    statement_place,
     timestamp,
 )
 from infra import paging
@@ -39,7 +41,7 @@ _FINANCE = frozenset({Role.FINANCE})
 PERMISSIONS = {
     f"/{SERVICE}/{method}": roles
     for roles, methods in {
-        _FINANCE: ("CreatePackageOrder", "PackagePaidCallBack"),
+        _FINANCE: ("CreatePackageOrder", "PackagePaidCallBack", "GetStatement"),
         _BILL: (
             "SmsSendPrePay",
             "SmsSendPay",
@@ -239,6 +241,20 @@ class CostCenterService(rpc.CostCenterServicer):
         return pb.ListPaymentsResponse(
             payments=[payment_message(payment) for payment in payments], next_page_token=paging.next_token(following)
         )
+
+    async def GetStatement(self, request: pb.GetStatementRequest, context: Context) -> pb.GetStatementResponse:
+        brand_id = _readable(request.brand_id)
+        month, start, end = validation.period(request)
+        limit = 0 if request.summary_only else paging.page_size(request.page_size)
+        numbers = paging.decode_numbers(request.page_token, 5)
+        if numbers:
+            place = statement_place(numbers)
+            lines, following = await self._queries.statement_lines(brand_id, place, limit)
+            return statement_page(None, lines, following)
+        statement, lines, following = await self._queries.statement(
+            brand_id, month=month, start=start, end=end, limit=limit
+        )
+        return statement_page(statement, lines, following)
 
 
 def _readable(brand_id: int) -> int:

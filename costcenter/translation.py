@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.message import Message
@@ -21,6 +21,9 @@ from costcenter.operations import (
     RefundReply,
     ReleaseReply,
 )
+from costcenter.statement import Balance, Place, Statement, StatementLine
+from costcenter.statement import StatementKind as Kind
+from infra import paging
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from protos.costcenter.v1 import cost_center_pb2 as pb
 
@@ -35,6 +38,7 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def order_reply(reply: OrderReply) -> pb.CreatePackageOrderResponse:
@@ -212,3 +216,85 @@ def refund_message(refund: Refund) -> pb.Refund:
         cause=refund.cause,  # type: ignore[arg-type]
         created_at=timestamp(refund.created_at),
     )
+
+
+def statement_page(
+    statement: Statement | None, lines: Sequence[StatementLine], following: Place | None
+) -> pb.GetStatementResponse:
+    """Reply to GetStatement: the sums in the first page, lines, and where the next page starts."""
+    key = ""
+    if following is not None:
+        moments = (_microseconds(following.end), _microseconds(following.at))
+        numbers = (*moments, following.record_no, following.after.total, following.after.frozen)
+        key = ".".join(map(str, numbers))
+    return pb.GetStatementResponse(
+        statement=None if statement is None else _statement_message(statement),
+        lines=[_line_message(line) for line in lines],
+        next_page_token=paging.next_token(key),
+    )
+
+
+def statement_place(numbers: Sequence[int]) -> Place:
+    """The place that a page token of GetStatement holds. Raises INVALID_ARGUMENT (BAD_REQUEST) for none of ours."""
+    end, at, record_no, total, frozen = numbers
+    try:
+        return Place(_moment(end), _moment(at), record_no, Balance(total, frozen))
+    except OverflowError:
+        raise paging.not_ours() from None
+
+
+def _statement_message(statement: Statement) -> pb.Statement:
+    sums = statement.sums
+    message = pb.Statement(
+        brand_id=statement.brand_id,
+        time_zone=statement.time_zone,
+        to=timestamp(statement.period.end),
+        closed=statement.closed,
+        opening=_balance_message(statement.opening),
+        closing=_balance_message(statement.closing),
+        purchases=sums.of(Kind.PURCHASE),
+        grants=sums.of(Kind.GRANT),
+        refunds=sums.of(Kind.REFUND),
+        payments=sums.of(Kind.PAYMENT),
+        expiries=sums.of(Kind.EXPIRE, Kind.EXPIRE_BACK),
+        claw_backs=sums.of(Kind.CLAW_BACK),
+        freezes=sums.of(Kind.FREEZE),
+        releases=sums.of(Kind.RELEASE),
+        time_outs=sums.of(Kind.TIME_OUT),
+        records=sums.records,
+    )
+    # `from` is a word of Python's.
+    getattr(message, "from").CopyFrom(timestamp(statement.period.start))
+    return message
+
+
+def _balance_message(balance: Balance) -> pb.StatementBalance:
+    return pb.StatementBalance(total=balance.total, frozen=balance.frozen, available=balance.total - balance.frozen)
+
+
+def _line_message(line: StatementLine) -> pb.StatementLine:
+    record = line.record
+    total_change, frozen_change = record.change
+    return pb.StatementLine(
+        record_no=record.record_no,
+        at=timestamp(record.at),
+        kind=record.kind,  # type: ignore[arg-type]
+        number=record.number,
+        request_id=record.request_id,
+        message_id=record.message_id,
+        sms_type=record.sms_type,  # type: ignore[arg-type]
+        segments=record.segments,
+        lines=[pb.Line(package_id=package_id, segments=segments) for package_id, segments in record.lines],
+        total_change=total_change,
+        frozen_change=frozen_change,
+        total=line.after.total,
+        frozen=line.after.frozen,
+    )
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _moment(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)

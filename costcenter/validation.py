@@ -27,6 +27,7 @@ from costcenter.operations import (
     RequestRelease,
     SendStatus,
 )
+from costcenter.statement import PERIOD_MAX
 from infra.errors import invalid, invalid_fields
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -101,6 +102,25 @@ def moment(field: str, value: Timestamp) -> datetime:
         return _EPOCH + timedelta(seconds=value.seconds, microseconds=value.nanos // 1_000)
     except OverflowError:
         raise invalid_fields({field: "must be a moment of the years 1 to 9999"}) from None
+
+
+def period(request: pb.GetStatementRequest) -> tuple[str, datetime | None, datetime | None]:
+    """The period of a statement: a month, or a start and perhaps an end. Whether the month is one, its reader sees."""
+    has_start, has_end = request.HasField("from"), request.HasField("to")
+    if request.month:
+        if has_start or has_end:
+            raise invalid(month="must not be given together with from and to")
+        return request.month, None, None
+    if not has_start:
+        raise invalid_fields({"from" if has_end else "month": "is required, or from and to in its place"})
+    # `from` is a word of Python's.
+    start = moment("from", getattr(request, "from"))
+    end = moment("to", request.to) if has_end else None
+    if end is not None and end <= start:
+        raise invalid(to="must be after from")
+    if end is not None and end - start > PERIOD_MAX:
+        raise invalid(to=f"must be at most {PERIOD_MAX.days} days after from")
+    return "", start, end
 
 
 def decimal(field: str, value: str) -> Decimal:

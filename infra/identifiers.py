@@ -61,6 +61,11 @@ class IdentifierSource:
         return _time_part(at_ms) + _brand_part(brand_id) + tail
 
 
+def time_prefix(at_ms: int) -> str:
+    """What every identifier of a millisecond (since 1970, not before) begins with: a border for ranges of them."""
+    return _time_part(at_ms)
+
+
 def brand_of(identifier: str) -> int | None:
     """Return the brand that an identifier carries, or None when it is none of ours."""
     if not _PATTERN.fullmatch(identifier):

@@ -30,14 +30,15 @@ def decode_token(token: str) -> str:
     try:
         key = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise _not_ours() from None
+        raise not_ours() from None
     # Every key of ours can be printed; PostgreSQL takes no NUL.
     if not key or not key.isprintable():
-        raise _not_ours()
+        raise not_ours()
     return key
 
 
-def _not_ours() -> Refusal:
+def not_ours() -> Refusal:
+    """INVALID_ARGUMENT for a token that no page of the call has given."""
     return invalid_fields({"page_token": "must be a next_page_token of this call"})
 
 
@@ -53,7 +54,7 @@ def decode_numbers(token: str, count: int) -> tuple[int, ...]:
         return ()
     parts = decode_token(token).split(".")
     if len(parts) != count or not all(part.isdecimal() and len(part) <= 18 for part in parts):
-        raise _not_ours()
+        raise not_ours()
     return tuple(map(int, parts))
 
 

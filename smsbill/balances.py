@@ -50,7 +50,8 @@ def row(balance: pb.GetBalanceResponse) -> tuple[object, ...]:
         balance.total,
         balance.frozen,
         balance.available,
-        *(by_type.get(sms_type, 0) for sms_type in (1, 2, 3)),  # type: ignore[call-overload] # numbers of the enum
+        # Figures by type are not known of every past moment; that is no zero.
+        *(by_type.get(sms_type, "") for sms_type in (1, 2, 3)),  # type: ignore[call-overload] # numbers of the enum
     )
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -87,6 +87,12 @@ def pairs(as_json: bool, value: Mapping[str, object], title: str = "") -> None:
     for name, cell in value.items():
         made.add_row(name.replace("_", " "), _text(cell))
     console().print(made)
+
+
+def write_table(made: Table, file: IO[str]) -> None:
+    """Write a table to a file; as wide as the terminal only where standard output is one."""
+    width = console().width
+    Console(file=file, width=width, markup=False, highlight=False, emoji=False).print(made)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -1,16 +1,17 @@
-"""`smsbill buy`, `balance`, `packages`, `expire`: what a brand has."""
+"""`smsbill buy`, `balance`, `packages`, `statement`, `expire`: what a brand has."""
 
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smsbill.commands.admin import collect
-from smsbill.commands.options import AsJson, Brand, Limit, RequestId, new_request_id
+from smsbill.commands.options import AsJson, Brand, Form, Limit, RequestId, new_request_id
 
 if TYPE_CHECKING:
     from smsbill.client import Client
@@ -22,7 +23,7 @@ _EXPIRE_CALLS_MAX = 10_000
 
 def register(app: typer.Typer) -> None:
     """Add the subcommands."""
-    for function in (buy, balance, packages, expire):
+    for function in (buy, balance, packages, statement, expire):
         app.command(rich_help_panel=_PANEL)(function)
 
 
@@ -97,6 +98,46 @@ def packages(
         balances.PACKAGE_COLUMNS,
         [balances.package_row(package) for package in found],
     )
+
+
+def statement(
+    brand: Brand,
+    month: Annotated[
+        str, typer.Option(metavar="YYYY-MM", help="A month in the brand's time zone.", show_default=False)
+    ] = "",
+    start: Annotated[
+        str,
+        typer.Option("--from", metavar="MOMENT", help="Or: first moment, such as 2026-10-01T12:00, in that zone."),
+    ] = "",
+    end: Annotated[str, typer.Option("--to", metavar="MOMENT", help="End, exclusive; else now.")] = "",
+    form: Annotated[
+        Form | None, typer.Option("--format", help="table: the summary; csv, json: every record as well.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; else standard output.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what changed a brand's balance in a month or another period, checked to the segment."""
+    if bool(month) == bool(start):
+        raise typer.BadParameter("give --month or --from", param_hint="--month")
+    if month and end:
+        raise typer.BadParameter("goes with --from", param_hint="--to")
+    if as_json and form not in {None, Form.JSON}:
+        raise typer.BadParameter("is another format", param_hint="--json")
+    from protos.costcenter.v1 import cost_center_pb2 as pb
+    from smsbill import client
+    from smsbill import statement as statements
+
+    async def work(caller: Client) -> None:
+        request = pb.GetStatementRequest(brand_id=brand, month=month)
+        if start:
+            first, last = await statements.period(caller, brand, start, end)
+            # `from` is a word of Python's.
+            getattr(request, "from").CopyFrom(first)
+            if last is not None:
+                request.to.CopyFrom(last)
+        await statements.write(caller, request, Form.JSON if as_json else form or Form.TABLE, output)
+
+    client.run(work)
 
 
 def expire(as_json: AsJson = False) -> None:

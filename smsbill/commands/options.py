@@ -57,6 +57,14 @@ class Status(enum.StrEnum):
         return list(Status).index(self) + 1
 
 
+class Form(enum.StrEnum):
+    """How a statement is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
 def new_request_id(prefix: str) -> str:
     """An idempotency key that nobody used before."""
     import secrets  # noqa: PLC0415

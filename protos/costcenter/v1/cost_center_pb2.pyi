@@ -146,6 +146,66 @@ RECEIPT_STATE_PENDING: ReceiptState.ValueType  # 4
 """Accepted, on its way or unknown: not final, never refunded."""
 Global___ReceiptState: _TypeAlias = ReceiptState  # noqa: Y015
 
+class _StatementKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StatementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatementKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STATEMENT_KIND_UNSPECIFIED: _StatementKind.ValueType  # 0
+    """Not given."""
+    STATEMENT_KIND_PURCHASE: _StatementKind.ValueType  # 1
+    """A package bought: a paid order."""
+    STATEMENT_KIND_GRANT: _StatementKind.ValueType  # 2
+    """A package given by an operator."""
+    STATEMENT_KIND_REFUND_PACKAGE: _StatementKind.ValueType  # 3
+    """Refunded segments put into a package of their own, since the one that they were paid from had ended."""
+    STATEMENT_KIND_CLAW_BACK: _StatementKind.ValueType  # 4
+    """Segments taken back by an operator: a claw back or a package returned."""
+    STATEMENT_KIND_FREEZE: _StatementKind.ValueType  # 5
+    """Segments held for messages to come."""
+    STATEMENT_KIND_PAYMENT: _StatementKind.ValueType  # 6
+    """Segments charged."""
+    STATEMENT_KIND_REFUND: _StatementKind.ValueType  # 7
+    """Segments of one message that went back."""
+    STATEMENT_KIND_RELEASE: _StatementKind.ValueType  # 8
+    """Segments of a freeze given back on request."""
+    STATEMENT_KIND_TIME_OUT: _StatementKind.ValueType  # 9
+    """Segments of a freeze given back at its end."""
+    STATEMENT_KIND_EXPIRE: _StatementKind.ValueType  # 10
+    """Segments lost at their package's end."""
+    STATEMENT_KIND_EXPIRE_BACK: _StatementKind.ValueType  # 11
+    """Segments lost because they came back after their package's end."""
+
+class StatementKind(_StatementKind, metaclass=_StatementKindEnumTypeWrapper):
+    """What kind of record changed a balance."""
+
+STATEMENT_KIND_UNSPECIFIED: StatementKind.ValueType  # 0
+"""Not given."""
+STATEMENT_KIND_PURCHASE: StatementKind.ValueType  # 1
+"""A package bought: a paid order."""
+STATEMENT_KIND_GRANT: StatementKind.ValueType  # 2
+"""A package given by an operator."""
+STATEMENT_KIND_REFUND_PACKAGE: StatementKind.ValueType  # 3
+"""Refunded segments put into a package of their own, since the one that they were paid from had ended."""
+STATEMENT_KIND_CLAW_BACK: StatementKind.ValueType  # 4
+"""Segments taken back by an operator: a claw back or a package returned."""
+STATEMENT_KIND_FREEZE: StatementKind.ValueType  # 5
+"""Segments held for messages to come."""
+STATEMENT_KIND_PAYMENT: StatementKind.ValueType  # 6
+"""Segments charged."""
+STATEMENT_KIND_REFUND: StatementKind.ValueType  # 7
+"""Segments of one message that went back."""
+STATEMENT_KIND_RELEASE: StatementKind.ValueType  # 8
+"""Segments of a freeze given back on request."""
+STATEMENT_KIND_TIME_OUT: StatementKind.ValueType  # 9
+"""Segments of a freeze given back at its end."""
+STATEMENT_KIND_EXPIRE: StatementKind.ValueType  # 10
+"""Segments lost at their package's end."""
+STATEMENT_KIND_EXPIRE_BACK: StatementKind.ValueType  # 11
+"""Segments lost because they came back after their package's end."""
+Global___StatementKind: _TypeAlias = StatementKind  # noqa: Y015
+
 @_typing.final
 class Package(_message.Message):
     """Segments that a brand owns, in the order of its burn-down queue."""
@@ -1674,3 +1734,274 @@ class ListPaymentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPaymentsResponse: _TypeAlias = ListPaymentsResponse  # noqa: Y015
+
+@_typing.final
+class GetStatementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    SUMMARY_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    brand_id: _builtins.int
+    """The brand."""
+    month: _builtins.str
+    """A month in the brand's time zone, such as 2026-10; empty: from and to say the period."""
+    summary_only: _builtins.bool
+    """Leaves the lines out."""
+    page_size: _builtins.int
+    """Lines of a page: at most 1,000; 0: 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: from the start."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """End of the period, exclusive, at most 366 days after from; not set: now."""
+
+    def __init__(
+        self,
+        *,
+        brand_id: _builtins.int = ...,
+        month: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        summary_only: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "from", b"from", "month", b"month", "page_size", b"page_size", "page_token", b"page_token", "summary_only", b"summary_only", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatementRequest: _TypeAlias = GetStatementRequest  # noqa: Y015
+
+@_typing.final
+class StatementBalance(_message.Message):
+    """A balance at a border of a statement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Segments of all packages, frozen ones included."""
+    frozen: _builtins.int
+    """Segments that freezes hold."""
+    available: _builtins.int
+    """total − frozen."""
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+        frozen: _builtins.int = ...,
+        available: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "frozen", b"frozen", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementBalance: _TypeAlias = StatementBalance  # noqa: Y015
+
+@_typing.final
+class Statement(_message.Message):
+    """A period of a brand in sums, all of them segments and none negative:
+    closing.total = opening.total + purchases + grants + refunds − payments − expiries − claw_backs, and
+    closing.frozen = opening.frozen + freezes − payments − releases − time_outs.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    OPENING_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
+    PURCHASES_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    REFUNDS_FIELD_NUMBER: _builtins.int
+    PAYMENTS_FIELD_NUMBER: _builtins.int
+    EXPIRIES_FIELD_NUMBER: _builtins.int
+    CLAW_BACKS_FIELD_NUMBER: _builtins.int
+    FREEZES_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
+    TIME_OUTS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    brand_id: _builtins.int
+    """The brand."""
+    time_zone: _builtins.str
+    """The brand's IANA time zone, which a month's borders follow."""
+    closed: _builtins.bool
+    """Whether the period asked is over, so that nothing of it can change any more."""
+    purchases: _builtins.int
+    """Bought with orders."""
+    grants: _builtins.int
+    """Given by operators."""
+    refunds: _builtins.int
+    """Back from payments, also what made a refund package or expired at once."""
+    payments: _builtins.int
+    """Charged."""
+    expiries: _builtins.int
+    """Lost to expiry."""
+    claw_backs: _builtins.int
+    """Taken back by operators."""
+    freezes: _builtins.int
+    """Held."""
+    releases: _builtins.int
+    """Given back of freezes on request."""
+    time_outs: _builtins.int
+    """Given back at the end of freezes."""
+    records: _builtins.int
+    """Number of lines."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """End, exclusive: of a period that is not over the moment that the statement was asked."""
+
+    @_builtins.property
+    def opening(self) -> Global___StatementBalance:
+        """The balance before from."""
+
+    @_builtins.property
+    def closing(self) -> Global___StatementBalance:
+        """The balance before to."""
+
+    def __init__(
+        self,
+        *,
+        brand_id: _builtins.int = ...,
+        time_zone: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        closed: _builtins.bool = ...,
+        opening: Global___StatementBalance | None = ...,
+        closing: Global___StatementBalance | None = ...,
+        purchases: _builtins.int = ...,
+        grants: _builtins.int = ...,
+        refunds: _builtins.int = ...,
+        payments: _builtins.int = ...,
+        expiries: _builtins.int = ...,
+        claw_backs: _builtins.int = ...,
+        freezes: _builtins.int = ...,
+        releases: _builtins.int = ...,
+        time_outs: _builtins.int = ...,
+        records: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "from", b"from", "opening", b"opening", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "claw_backs", b"claw_backs", "closed", b"closed", "closing", b"closing", "expiries", b"expiries", "freezes", b"freezes", "from", b"from", "grants", b"grants", "opening", b"opening", "payments", b"payments", "purchases", b"purchases", "records", b"records", "refunds", b"refunds", "releases", b"releases", "time_outs", b"time_outs", "time_zone", b"time_zone", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Statement: _TypeAlias = Statement  # noqa: Y015
+
+@_typing.final
+class StatementLine(_message.Message):
+    """One record of a brand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_NO_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    SMS_TYPE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    TOTAL_CHANGE_FIELD_NUMBER: _builtins.int
+    FROZEN_CHANGE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    record_no: _builtins.int
+    """Its number: all records of a brand are numbered without a gap in the order in which they happened."""
+    kind: Global___StatementKind.ValueType
+    """Its kind."""
+    number: _builtins.str
+    """Number of the order, adjustment, freeze or payment; empty where time alone was the cause."""
+    request_id: _builtins.str
+    """The request_id of a freeze or payment; else empty."""
+    message_id: _builtins.str
+    """The message of a refund; else empty."""
+    sms_type: _types_pb2.SmsType.ValueType
+    """Type of a freeze's or payment's messages."""
+    segments: _builtins.int
+    """Segments, never negative."""
+    total_change: _builtins.int
+    """Change of the total."""
+    frozen_change: _builtins.int
+    """Change of what is frozen."""
+    total: _builtins.int
+    """Segments of all packages after it."""
+    frozen: _builtins.int
+    """Segments that freezes hold after it."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened, whenever it was written."""
+
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
+        """The packages concerned; of a refund those that the payment had taken it from."""
+
+    def __init__(
+        self,
+        *,
+        record_no: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___StatementKind.ValueType = ...,
+        number: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        sms_type: _types_pb2.SmsType.ValueType = ...,
+        segments: _builtins.int = ...,
+        lines: _abc.Iterable[Global___Line] | None = ...,
+        total_change: _builtins.int = ...,
+        frozen_change: _builtins.int = ...,
+        total: _builtins.int = ...,
+        frozen: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "frozen", b"frozen", "frozen_change", b"frozen_change", "kind", b"kind", "lines", b"lines", "message_id", b"message_id", "number", b"number", "record_no", b"record_no", "request_id", b"request_id", "segments", b"segments", "sms_type", b"sms_type", "total", b"total", "total_change", b"total_change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementLine: _TypeAlias = StatementLine  # noqa: Y015
+
+@_typing.final
+class GetStatementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def statement(self) -> Global___Statement:
+        """The sums; in the first page only."""
+
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementLine]:
+        """In the order of record_no."""
+
+    def __init__(
+        self,
+        *,
+        statement: Global___Statement | None = ...,
+        lines: _abc.Iterable[Global___StatementLine] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatementResponse: _TypeAlias = GetStatementResponse  # noqa: Y015

@@ -124,6 +124,11 @@ class CostCenterStub:
                 request_serializer=costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsRequest.SerializeToString,
                 response_deserializer=costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsResponse.FromString,
                 _registered_method=True)
+        self.GetStatement = channel.unary_unary(
+                '/costcenter.v1.CostCenter/GetStatement',
+                request_serializer=costcenter_dot_v1_dot_cost__center__pb2.GetStatementRequest.SerializeToString,
+                response_deserializer=costcenter_dot_v1_dot_cost__center__pb2.GetStatementResponse.FromString,
+                _registered_method=True)
 
 
 class CostCenterServicer:
@@ -270,6 +275,15 @@ class CostCenterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatement(self, request, context):
+        """What changed a brand's balance in a month or another period: opening and closing balance, sums, and every record.
+        Once its end has passed, a period is closed: its statement stays the same for ever, whatever is booked later.
+        Role finance. NOT_FOUND: BRAND_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CostCenterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -362,6 +376,11 @@ def add_CostCenterServicer_to_server(servicer, server):
                     servicer.ListPayments,
                     request_deserializer=costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsRequest.FromString,
                     response_serializer=costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsResponse.SerializeToString,
+            ),
+            'GetStatement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatement,
+                    request_deserializer=costcenter_dot_v1_dot_cost__center__pb2.GetStatementRequest.FromString,
+                    response_serializer=costcenter_dot_v1_dot_cost__center__pb2.GetStatementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -850,6 +869,33 @@ class CostCenter:
             '/costcenter.v1.CostCenter/ListPayments',
             costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsRequest.SerializeToString,
             costcenter_dot_v1_dot_cost__center__pb2.ListPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/costcenter.v1.CostCenter/GetStatement',
+            costcenter_dot_v1_dot_cost__center__pb2.GetStatementRequest.SerializeToString,
+            costcenter_dot_v1_dot_cost__center__pb2.GetStatementResponse.FromString,
             options,
             channel_credentials,
             insecure,

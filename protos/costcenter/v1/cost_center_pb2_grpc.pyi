@@ -98,6 +98,11 @@ class CostCenterStub:
     """One payment by its number, with its refunds. Role viewer. NOT_FOUND: PAYMENT_NOT_FOUND."""
     ListPayments: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.ListPaymentsRequest, _cost_center_pb2.ListPaymentsResponse]
     """A brand's payments, newest first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
+    GetStatement: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.GetStatementRequest, _cost_center_pb2.GetStatementResponse]
+    """What changed a brand's balance in a month or another period: opening and closing balance, sums, and every record.
+    Once its end has passed, a period is closed: its statement stays the same for ever, whatever is booked later.
+    Role finance. NOT_FOUND: BRAND_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class CostCenterAsyncStub(CostCenterStub):
@@ -161,6 +166,11 @@ class CostCenterAsyncStub(CostCenterStub):
     """One payment by its number, with its refunds. Role viewer. NOT_FOUND: PAYMENT_NOT_FOUND."""
     ListPayments: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.ListPaymentsRequest, _cost_center_pb2.ListPaymentsResponse]  # type: ignore[assignment]
     """A brand's payments, newest first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
+    GetStatement: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.GetStatementRequest, _cost_center_pb2.GetStatementResponse]  # type: ignore[assignment]
+    """What changed a brand's balance in a month or another period: opening and closing balance, sums, and every record.
+    Once its end has passed, a period is closed: its statement stays the same for ever, whatever is booked later.
+    Role finance. NOT_FOUND: BRAND_NOT_FOUND.
+    """
 
 class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -329,5 +339,16 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.ListPaymentsResponse, _abc.Awaitable[_cost_center_pb2.ListPaymentsResponse]]:
         """A brand's payments, newest first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetStatement(
+        self,
+        request: _cost_center_pb2.GetStatementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_center_pb2.GetStatementResponse, _abc.Awaitable[_cost_center_pb2.GetStatementResponse]]:
+        """What changed a brand's balance in a month or another period: opening and closing balance, sums, and every record.
+        Once its end has passed, a period is closed: its statement stays the same for ever, whatever is booked later.
+        Role finance. NOT_FOUND: BRAND_NOT_FOUND.
+        """
 
 def add_CostCenterServicer_to_server(servicer: CostCenterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
