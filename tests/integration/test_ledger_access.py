@@ -70,6 +70,7 @@ MAY_CALL = {
     "GetFreeze": _READERS,
     "GetPayment": _READERS,
     "ListPayments": _READERS,
+    "GetStatement": _FINANCIERS,
     "PutBrand": _ADMINS,
     "GetBrand": _READERS,
     "ListBrands": _READERS,
@@ -113,6 +114,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "SmsSendStatusCallBack": {"request_id": "r", "payment_no": "x"},
     "SmsReceiptStatusCallBack": {"request_id": "r", "payment_no": "x", "message_id": "m", "segments": 1, "state": 1},
     "GetBalanceHistory": {"from": Timestamp(seconds=1_700_000_000), "step": Duration(seconds=86_400)},
+    "GetStatement": {"month": "2024-03"},
     "AdjustPackage": {
         "request_id": "r",
         "author": "a",

@@ -397,7 +397,8 @@ _CALLS: dict[str, dict[str, Any]] = {
 }
 _BAD: list[tuple[str, str, Any]] = [
     *[(method, "brand_id", value) for method in (*_CALLS, "PutBrand", "GetBrand") for value in (0, -1)],
-    *[(method, "brand_id", 0) for method in ("GetBalance", "GetBalanceHistory", "ListPackages", "ListPayments")],
+    *[(method, "brand_id", 0) for method in ("GetBalance", "GetBalanceHistory", "ListPackages", "GetStatement")],
+    ("ListPayments", "brand_id", 0),
     *[(method, *bad) for method, fields in _CALLS.items() if "request_id" in fields for bad in _NAMELESS],
     *[("SmsSendPrePay", "segments", value) for value in (0, -1, 1_000_000_001, 2**63 - 1)],
     *[("SmsSendPay", "segments", value) for value in (0, -1, 1_000_000_001)],
@@ -453,6 +454,7 @@ _BAD: list[tuple[str, str, Any]] = [
 ]
 _READS: dict[str, dict[str, Any]] = {
     "GetBalanceHistory": {"from": Timestamp(seconds=1_700_000_000), "step": Duration(seconds=3_600)},
+    "GetStatement": {"month": "2024-03"},
     "CreateToken": {"name": "t", "roles": [1], "all_brands": True},
     "PutBrand": {"name": "Brand"},
 }
