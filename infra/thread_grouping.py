@@ -20,9 +20,9 @@ R = TypeVar("R")
 class ThreadGrouper(Generic[T, R]):
     """Hands items to `run` in groups, one group after another, in a thread of its own.
 
-    Parameters: `run` works on a group and returns a result per item, in their order; it must not raise. `group_max`
-    weight of a group at most; `queue_max` weight that waits at most; `weigh` tells an item's weight (an item over
-    `group_max` goes alone, one over `queue_max` waits alone); `name` for texts.
+    Parameters: `run` works on a group and returns a result per item, in their order; what it raises goes to every item
+    of the group. `group_max` weight of a group at most; `queue_max` weight that waits at most; `weigh` tells an item's
+    weight (an item over `group_max` goes alone, one over `queue_max` waits alone); `name` for texts.
     """
 
     def __init__(
@@ -104,14 +104,24 @@ class ThreadGrouper(Generic[T, R]):
                     last = True
                     break
             if group:
-                results = self._run([item for item, _ in group])
+                results: Sequence[R] | Exception
+                try:
+                    results = self._run([item for item, _ in group])
+                except Exception as error:
+                    # The thread goes on, and nobody waits for ever.
+                    results = error
                 self._loop.call_soon_threadsafe(_resolve, group, results)
             if last:
                 break
         self._loop.call_soon_threadsafe(self._ended.set)
 
 
-def _resolve(group: list[tuple[T, asyncio.Future[R]]], results: Sequence[R]) -> None:
+def _resolve(group: list[tuple[T, asyncio.Future[R]]], results: Sequence[R] | Exception) -> None:
+    if isinstance(results, Exception):
+        for _, future in group:
+            if not future.done():
+                future.set_exception(results)
+        return
     for (_, future), result in zip(group, results, strict=True):
         if not future.done():
             future.set_result(result)

@@ -29,6 +29,8 @@ class Gate:
         self.groups.append(items)
         self.started.put(None)
         self.allowed.get(timeout=SECONDS)
+        if min(items) < 0:
+            raise ValueError(items)
         return [item * 10 for item in items]
 
     def allow(self, groups: int) -> None:
@@ -134,3 +136,18 @@ async def test_close_works_on_what_waits_and_takes_nothing_new(gate: Gate, make:
     assert await results_of(first, *waiting) == [10, 20, 30, 40]
     await asyncio.wait_for(asyncio.gather(*closing), SECONDS)
     assert gate.groups == [[1], [2, 3], [4]]
+
+
+async def test_an_error_goes_to_its_group_and_the_thread_goes_on(gate: Gate, make: Callable[..., Any]) -> None:
+    """Every caller of the group gets it; the next group is served."""
+    grouper = make()
+    first = grouper.submit(1)
+    await gate.has_started()
+    bad = [grouper.submit(item) for item in (-1, 2)]
+    gate.allow(2)
+    assert await results_of(first) == [10]
+    for future in bad:
+        with pytest.raises(ValueError, match="-1, 2"):
+            await asyncio.wait_for(future, SECONDS)
+    gate.allow(1)
+    assert await results_of(grouper.submit(3)) == [30]
