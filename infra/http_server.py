@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from infra.errors import StartError
 from infra.telemetry import REGISTRY
@@ -57,7 +57,7 @@ class HttpServer:
     those under way.
     """
 
-    def __init__(self, app: Starlette, address: str, *, requests_max: int, drain_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, address: str, *, requests_max: int, drain_seconds: float) -> None:
         self._address = address
         self._drain_seconds = drain_seconds
         self._server = _Server(
@@ -70,6 +70,8 @@ class HttpServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Nothing here asks for the client's address, which is all that they tell.
+                proxy_headers=False,
                 limit_concurrency=requests_max,
                 timeout_graceful_shutdown=max(1, int(drain_seconds)),
             )

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -444,10 +445,15 @@ def _matching(
 def _china_time(params: Mapping[str, str], name: str) -> datetime:
     rule = "must be yyMMddHHmm or yyMMddHHmmss"
     digits = _matching(params, name, _TIME, rule)
-    year, *rest = (int(digits[at : at + 2]) for at in range(0, len(digits), 2))
-    month, day, hour, minute, second = [*rest, 0][:5]
     try:
-        local = datetime(2000 + year, month, day, hour, minute, second, tzinfo=CHINA_TIME)
+        return _from_china(digits)
     except ValueError:
         raise MalformedReceipt(name, rule) from None
-    return local.astimezone(UTC)
+
+
+@lru_cache(maxsize=256)
+def _from_china(digits: str) -> datetime:
+    """Receipts that come together tell the same few times. Raises `ValueError` for what is no time."""
+    year, *rest = (int(digits[at : at + 2]) for at in range(0, len(digits), 2))
+    month, day, hour, minute, second = [*rest, 0][:5]
+    return datetime(2000 + year, month, day, hour, minute, second, tzinfo=CHINA_TIME).astimezone(UTC)
