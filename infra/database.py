@@ -59,26 +59,42 @@ class Database:
     """A pool of connections that heals: a broken one is replaced, and a caller waits a bounded time for one.
 
     Parameters: `url` a libpq URL; `size` connections at most; `wait_seconds` how long a caller waits for one before
-    it gets `PoolTimeout`; `options` libpq's `options`, for instance `LOOKUP_OPTIONS`.
+    it gets `PoolTimeout`; `options` libpq's `options`, for instance `LOOKUP_OPTIONS`; `statements` connections more for
+    `statement`, at most.
     """
 
-    def __init__(self, url: str, *, size: int, wait_seconds: float, options: str = "", name: str = "database") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int,
+        wait_seconds: float,
+        options: str = "",
+        name: str = "database",
+        statements: int = 0,
+    ) -> None:
         self.url = url
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            url,
-            min_size=0,
-            max_size=size,
-            timeout=wait_seconds,
-            name=name,
-            open=False,
-            kwargs={
-                "prepare_threshold": 0,
-                "application_name": f"smsbill-{name}",
-                "options": f"{_SESSION_OPTIONS} {options}",
-                **KEEP_ALIVE,
-            },
-            reconnect_timeout=wait_seconds,
-        )
+
+        def pool(size: int, options: str, *, autocommit: bool) -> AsyncConnectionPool[Connection]:
+            return AsyncConnectionPool(
+                url,
+                min_size=0,
+                max_size=size,
+                timeout=wait_seconds,
+                name=name,
+                open=False,
+                kwargs={
+                    "autocommit": autocommit,
+                    "prepare_threshold": 0,
+                    "application_name": f"smsbill-{name}",
+                    "options": f"{_SESSION_OPTIONS} {options}",
+                    **KEEP_ALIVE,
+                },
+                reconnect_timeout=wait_seconds,
+            )
+
+        self._pool = pool(size, options, autocommit=False)
+        self._statements = pool(statements, LOOKUP_OPTIONS, autocommit=True) if statements else None
 
     async def open(self) -> None:
         """Open the pool. Raises `StartError` when the server cannot be reached."""
@@ -91,16 +107,34 @@ class Database:
                 f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
             ) from None
         await self._pool.open()
+        if self._statements is not None:
+            await self._statements.open()
 
     async def close(self) -> None:
         """Close every connection; those in use get a few seconds to come back."""
         await self._pool.close(timeout=5)
+        if self._statements is not None:
+            await self._statements.close(timeout=5)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection. Leaving the block commits, an exception rolls back."""
         async with self._pool.connection() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        """Lend a connection on which each statement is a transaction of its own, with a plan made once and for all.
+
+        For work that one statement does: it takes one round trip, where BEGIN and COMMIT around it make three. The
+        statement must leave the planner nothing but look-ups (see `LOOKUP_OPTIONS`).
+        """
+        assert self._statements is not None, "a database with connections for statements"
+        connection = await self._statements.getconn()
+        try:
+            yield connection
+        finally:
+            await self._statements.putconn(connection)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:

@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A group of so many says that the next will not be a lone item.
+_BUSY_ITEMS = 4
+
 Run = Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
 
 
@@ -49,7 +52,9 @@ class Grouper(Generic[T, R]):
     Parameters: `run` works on a group and returns a result or an exception per item, in their order; what it raises
     goes to every item of the group. `group_max` weight of a group at most; `queue_max` weight that waits at most;
     `in_flight_max` groups under way at once (1: they follow each other); `weigh` tells an item's weight (1 each
-    when not given; an item over `group_max` goes alone, one over `queue_max` waits alone); `name` for texts.
+    when not given; an item over `group_max` goes alone, one over `queue_max` waits alone); `gather_seconds` how far
+    apart groups start at least while items come in numbers (0: each starts at once), so that a busy system works in few
+    large groups; an item that comes alone never waits for it; `name` for texts.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Grouper(Generic[T, R]):
         queue_max: int,
         in_flight_max: int = 1,
         weigh: Callable[[T], int] | None = None,
+        gather_seconds: float = 0.0,
         name: str = "queue",
     ) -> None:
         assert group_max > 0
@@ -75,6 +81,10 @@ class Grouper(Generic[T, R]):
         self._waiting_weight = 0
         self._groups: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._gather_seconds = gather_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
+        self._started_items = 0
         self._closed = False
 
     @property
@@ -122,12 +132,32 @@ class Grouper(Generic[T, R]):
 
     def _start_groups(self) -> None:
         self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while self._waiting and len(self._groups) < self._in_flight_max:
+            if self._gathers():
+                return
             group = self._take()
             if group:
+                self._started_items = len(group)
                 task = asyncio.ensure_future(self._work(group))
                 self._groups.add(task)
                 task.add_done_callback(self._finished)
+
+    def _gathers(self) -> bool:
+        """Whether the next group waits for more; then a timer starts it."""
+        if not self._gather_seconds or self._closed or self._waiting_weight >= self._group_max:
+            return False
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = self._started_at + self._gather_seconds
+        if self._started_items < _BUSY_ITEMS or now >= due:
+            self._started_at = now
+            return False
+        self._scheduled = True
+        self._timer = loop.call_at(due, self._start_groups)
+        return True
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
         group: list[tuple[T, asyncio.Future[R]]] = []

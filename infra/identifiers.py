@@ -13,7 +13,8 @@ from functools import lru_cache
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VALUES = {character: value for value, character in enumerate(ALPHABET)}
 _PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
-_PATTERN = re.compile(rf"[{ALPHABET}]{{32}}")
+LENGTH = 32
+_PATTERN = re.compile(rf"[{ALPHABET}]{{{LENGTH}}}")
 _RANDOM_BITS = 45
 _RANDOM_MASK = (1 << _RANDOM_BITS) - 1
 

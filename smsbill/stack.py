@@ -465,6 +465,7 @@ def _connections(settings: StackSettings) -> int:
     return (
         settings.ledger_read_connections
         + settings.gateway_database_connections
-        + settings.workers * settings.worker_database_connections
+        + settings.gateway_statement_connections
+        + settings.workers * (settings.worker_database_connections + settings.worker_statement_connections)
         + _CONNECTIONS_SPARE
     )

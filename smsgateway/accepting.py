@@ -75,6 +75,7 @@ class SingleAcceptor:
             group_max=settings.accept_group_max,
             queue_max=settings.accept_queue_max,
             in_flight_max=settings.accept_groups_in_flight,
+            gather_seconds=settings.accept_gather_seconds,
             name="queue of messages to accept",
         )
         GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
@@ -135,12 +136,8 @@ class SingleAcceptor:
     ) -> tuple[list[_Call], list[Abandoned]]:
         """Record what is new; tell what is known into `outcomes`; return the calls that are to be frozen."""
         calls = sorted(calls, key=lambda call: (call.key.brand_id, call.key.request_id))
-        async with self._database.connection() as connection:
-            new = await store.insert_keys(connection, [call.key for call in calls])
-            if new:
-                await store.insert_messages(
-                    connection, [_new_message(call) for call in calls if call.key.target_id in new]
-                )
+        async with self._database.statement() as connection:
+            new = await store.record_messages(connection, [(call.key, _new_message(call)) for call in calls])
             old = [call for call in calls if call.key.target_id not in new]
             known = await store.find_keys(connection, [call.key for call in old]) if old else {}
         open_calls, items = [], []

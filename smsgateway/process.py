@@ -64,6 +64,7 @@ class GatewayProcess:
         database = Database(
             settings.database_url,
             size=settings.gateway_database_connections,
+            statements=settings.gateway_statement_connections,
             wait_seconds=settings.database_wait_seconds,
             options=FRESH_PLAN_OPTIONS,
             name="gateway",

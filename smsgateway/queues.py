@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+import orjson
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
@@ -37,9 +38,11 @@ RECEIPT_GROUP = "receipts"
 READY_CHANNEL = "sms:ready"
 # In front of a key in a notice: its lease was given back.
 FREED = "!"
-# What a queue's entry and a receipt's entry call their values; short, because each entry stores them.
+# What a queue's entry and an entry of receipts call their value; short, because each entry stores it.
 _ID_FIELD = "i"
-_RECEIPT_FIELDS = ("a", "r", "i")
+_RECEIPTS_FIELD = "r"
+# Receipts of one entry: those stored together are read together, in one go. A bound for what a reader gets at once.
+RECEIPTS_PER_ENTRY = 100
 
 _TYPE_NAMES = {1: "verification", 2: "notification", 3: "marketing"}
 _TYPE_NUMBERS = {name: number for number, name in _TYPE_NAMES.items()}
@@ -181,11 +184,12 @@ class QueueItem:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptItem:
-    """A receipt to be looked at: the key of its inbox row."""
+    """A receipt to be looked at: the key of its inbox row, and the id of our call that it carries, empty for none."""
 
     account: str
     reference: str
     inbox_id: str
+    call_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +202,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptEntry:
-    """An entry of a receipt stream; None for `item` when it was deleted meanwhile or is none of ours."""
+    """An entry of a receipt stream; without items when it was deleted meanwhile or is none of ours."""
 
     entry_id: str
-    item: ReceiptItem | None
+    items: tuple[ReceiptItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +337,13 @@ class Queues:
         if not items:
             return
         key = receipts_key(random.randrange(self._receipt_streams))  # noqa: S311 - spreads load, keeps no secret
-        account, reference, inbox = _RECEIPT_FIELDS
+        entries = [
+            orjson.dumps([[item.account, item.reference, item.inbox_id, item.call_id] for item in part])
+            for part in (items[at : at + RECEIPTS_PER_ENTRY] for at in range(0, len(items), RECEIPTS_PER_ENTRY))
+        ]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for item in items:
-                pipe.xadd(key, {account: item.account, reference: item.reference, inbox: item.inbox_id})
+            for entry in entries:
+                pipe.xadd(key, {_RECEIPTS_FIELD: entry})
             await pipe.execute()
 
     # Leases.
@@ -587,10 +594,12 @@ def _entries_of_one_stream(reply: Any) -> Any:
 def _receipt_entries(entries: Any) -> list[ReceiptEntry]:
     result = []
     for entry_id, fields in entries:
-        known = _text_fields(fields)
-        values = [known.get(name) for name in _RECEIPT_FIELDS]
-        item = None if None in values else ReceiptItem(*cast(list[str], values))
-        result.append(ReceiptEntry(_text(entry_id), item))
+        try:
+            rows = orjson.loads(_text_fields(fields).get(_RECEIPTS_FIELD, "[]"))
+            items = tuple(ReceiptItem(*row) for row in rows)
+        except (orjson.JSONDecodeError, TypeError):
+            items = ()
+        result.append(ReceiptEntry(_text(entry_id), items))
     return result
 
 

@@ -90,8 +90,10 @@ class ReceiptIntake:
         GROUP_SIZE.labels(_GROUP).observe(len(taken))
         GROUP_WAIT_SECONDS.labels(_GROUP).observe(time.monotonic() - taken[0].at)
         rows = [item.receipt for item in taken]
-        async with self._database.connection() as connection:
+        async with self._database.statement() as connection:
             await insert_receipts(connection, rows, requeue_seconds=self._requeue_seconds)
-        await self._queue.push_receipts([ReceiptItem(row.account, row.reference, row.inbox_id) for row in rows])
+        await self._queue.push_receipts(
+            [ReceiptItem(row.account, row.reference, row.inbox_id, row.call_id or "") for row in rows]
+        )
         log.info("receipts stored", receipts=len(rows))
         return rows

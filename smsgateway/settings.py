@@ -116,6 +116,13 @@ class Settings(BaseSettings):
         le=64,
         description="Groups under way at once: while one waits for the disk another asks the cost centre",
     )
+    accept_gather_seconds: float = Field(
+        0.03,
+        ge=0,
+        le=1,
+        description="Time between the starts of two groups of messages while many come: few large groups cost less "
+        "than many small ones, and a message that comes alone does not wait",
+    )
     accept_queue_max: int = Field(
         5_000, ge=1, le=100_000, description="Messages that wait for a group; beyond it RESOURCE_EXHAUSTED at once"
     )
@@ -151,6 +158,9 @@ class Settings(BaseSettings):
         gt=0,
         le=300,
         description="How long a listing may search; a rare state in a long history needs more than that",
+    )
+    gateway_statement_connections: int = Field(
+        8, ge=1, le=1_000, description="More of them for single statements: the groups that are under way at once"
     )
     redis_call_seconds: float = Field(
         2, gt=0, le=60, description="How long Redis may take to answer; records hold what it does not take"

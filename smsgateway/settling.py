@@ -94,14 +94,18 @@ class MessageSettler:
             )
         if not frozen and not refused:
             return outcomes
-        async with self._database.connection() as connection:
-            queued = await store.queue_messages(connection, frozen) if frozen else set()
-            gone = await store.delete_accepting_messages(connection, refused) if refused else set()
-            corrected = await self._settle_lost(
-                connection,
-                [call for call in frozen if call.target_id not in queued],
-                [key for key in refused if key.target_id not in gone],
-            )
+        queued: set[str] = set()
+        if frozen:
+            async with self._database.statement() as connection:
+                queued = await store.queue_messages(connection, frozen)
+        corrected: dict[str, Outcome] = {}
+        lost = [call for call in frozen if call.target_id not in queued]
+        if lost or refused:
+            async with self._database.connection() as connection:
+                gone = await store.delete_accepting_messages(connection, refused) if refused else set()
+                corrected = await self._settle_lost(
+                    connection, lost, [key for key in refused if key.target_id not in gone]
+                )
         await self._queue.push(
             [
                 QueueItem(item.brand_id, item.sms_type, Mode.SINGLE, item.target_id)

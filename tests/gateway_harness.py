@@ -126,7 +126,7 @@ async def running_gateway(costcenter: Any, database_url: str, redis_url: str, **
 async def abandoned_calls(gateway: Gateway, **changes: Any) -> AsyncIterator[AbandonedCalls]:
     """The sweeper's part, on connections of its own."""
     settings = gateway.settings.model_copy(update=changes)
-    database = Database(settings.database_url, size=4, wait_seconds=5, options=FRESH_PLAN_OPTIONS)
+    database = Database(settings.database_url, size=4, statements=4, wait_seconds=5, options=FRESH_PLAN_OPTIONS)
     await database.open()
     redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
     ledger = LedgerClient(settings)

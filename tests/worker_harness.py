@@ -377,7 +377,7 @@ class Tools:
 async def tools(stack: Stack, **changes: Any) -> AsyncIterator[Tools]:
     """Parts on connections of their own."""
     settings = stack.settings(**changes)
-    database = Database(settings.database_url, size=4, wait_seconds=5, options=FRESH_PLAN_OPTIONS)
+    database = Database(settings.database_url, size=4, statements=4, wait_seconds=5, options=FRESH_PLAN_OPTIONS)
     await database.open()
     redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
     ledger = LedgerClient(settings)

@@ -62,8 +62,9 @@ class Lane:
         self._yielding: set[Queue] = set()
         self._tidied_at = 0.0
         self._acknowledgements: Grouper[tuple[Queue, str], None] = Grouper(
-            self._acknowledge_all, group_max=1_000, queue_max=settings.stage_queue_max, name="queue of acknowledgements"
-        )
+            self._acknowledge_all, group_max=1_000, queue_max=settings.stage_queue_max,
+            gather_seconds=settings.stage_gather_seconds, name="queue of acknowledgements",
+        )  # fmt: skip
         labels = (TYPE_NAMES[sms_type], MODE_NAMES[mode])
         self._leases_gauge = LEASES.labels(*labels)
         self._in_hand_gauge = IN_HAND.labels(*labels)

@@ -116,12 +116,12 @@ class OutboxRelay:
                 else:
                     done.append((row.brand_id, row.outbox_id))
                     REFUNDED.labels(_NAMES[kind]).inc(getattr(outcome, "refunded", 0))
-        if done or put_off:
-            async with self._database.connection() as connection, connection.pipeline():
-                if done:
-                    await outbox.delete(connection, done)
-                if put_off:
-                    await outbox.put_off(connection, put_off)
+        if done:
+            async with self._database.statement() as connection:
+                await outbox.delete(connection, done)
+        if put_off:
+            async with self._database.connection() as connection:
+                await outbox.put_off(connection, put_off)
         STAGE_SECONDS.labels("outbox").observe(time.perf_counter() - started)
         STAGE_SIZE.labels("outbox").observe(len(rows))
         if unsettled:

@@ -114,6 +114,7 @@ class WorkerProcess:
         database = Database(
             settings.database_url,
             size=settings.worker_database_connections,
+            statements=settings.worker_statement_connections,
             wait_seconds=settings.database_wait_seconds,
             options=FRESH_PLAN_OPTIONS,
             name="worker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ import structlog
 
 from infra.database import Connection, Database
 from infra.errors import Refusal
-from infra.grouping import isolating
+from infra.grouping import Grouper, isolating
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.ledger_client import Unsettled
-from smsgateway.queues import Queues, ReceiptEntry, ReceiptItem
+from smsgateway.queues import RECEIPTS_PER_ENTRY, Queues, ReceiptEntry, ReceiptItem
 from smsgateway.schema import DispatchState, MessageState
 from smsgateway.store import receipts as store
 from smsgateway.store.receipts import Addressee, Finality, Receipt, ReceiptPutOff, Route
@@ -43,6 +44,8 @@ _DELAY_BASE_SECONDS = 1.0
 _DELAY_MAX_SECONDS = 3_600.0
 _DELAY_IN_OUTAGE_MAX_SECONDS = 15.0
 _CODE_CHARACTERS_MAX = 64
+# Entries of a stream read at once; each holds up to `RECEIPTS_PER_ENTRY` receipts.
+_ENTRIES_PER_READ = 50
 
 
 class ReceiptLedger(Protocol):
@@ -84,14 +87,27 @@ class ReceiptConsumer:
         # What was read and is not settled; a turn that failed begins with it again.
         self._in_hand: list[list[ReceiptEntry]] = [[] for _ in range(queues.receipt_streams)]
         self._settle_isolated = isolating(self._settle_all, OUTAGES)
+        # What several streams bring at about the same time is settled together.
+        self._grouper: Grouper[Sequence[ReceiptItem], None] = Grouper(
+            self._settle_together,
+            group_max=settings.receipt_read_max,
+            queue_max=queues.receipt_streams * _ENTRIES_PER_READ * RECEIPTS_PER_ENTRY,
+            weigh=len,
+            gather_seconds=settings.stage_gather_seconds,
+            name="queue of receipts to settle",
+        )
 
     async def step(self, number: int) -> bool:
         """One turn of one stream: read, settle, acknowledge. Waits for receipts a while; True to go on at once."""
         if not self._in_hand[number]:
             self._in_hand[number] = await self._read(number)
         entries = self._in_hand[number]
-        # An id may be queued twice; settled together the same receipt would be reported twice in one call.
-        await self.settle(list(dict.fromkeys(entry.item for entry in entries if entry.item is not None)))
+        items = [item for entry in entries for item in entry.items]
+        step = self._settings.receipt_read_max
+        parts = [self._grouper.submit(items[start : start + step]) for start in range(0, len(items), step)]
+        for outcome in await asyncio.gather(*parts, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
         self._in_hand[number] = []
         await self._queues.acknowledge_receipts(number, [entry.entry_id for entry in entries])
         return True
@@ -105,16 +121,21 @@ class ReceiptConsumer:
                 number,
                 self._worker,
                 idle_ms=int(settings.receipt_takeover_seconds * 1_000),
-                count=settings.receipt_read_max,
+                count=_ENTRIES_PER_READ,
             )
             if entries:
                 return entries
         return await self._queues.read_receipts(
             number,
             self._worker,
-            count=settings.receipt_read_max,
+            count=_ENTRIES_PER_READ,
             wait_ms=max(1, int(settings.receipt_wait_seconds * 1_000)),
         )
+
+    async def _settle_together(self, groups: list[Sequence[ReceiptItem]]) -> list[None]:
+        # An id may be queued twice; settled together the same receipt would be reported twice in one call.
+        await self.settle(list(dict.fromkeys(item for group in groups for item in group)))
+        return [None] * len(groups)
 
     async def settle(self, items: Sequence[ReceiptItem]) -> None:
         """Settle receipts, or put off those that cannot be. A receipt that is gone was settled before."""
@@ -125,13 +146,13 @@ class ReceiptConsumer:
                 log.error("receipt not settled", inbox_id=item.inbox_id, exc_info=error)
                 async with self._database.connection() as connection:
                     loaded = await store.load(connection, [item])
-                    await store.put_off(connection, [self._put_off(one, repr(error), None) for one in loaded])
+                    await store.put_off(connection, [self._put_off(one, repr(error), None) for one, _ in loaded])
 
     async def _settle_all(self, items: list[ReceiptItem]) -> list[Exception | None]:
         started = time.perf_counter()
-        async with self._database.connection() as connection:
+        async with self._database.statement() as connection:
             loaded = await store.load(connection, items)
-            matched, put_off = await self._match(connection, loaded)
+        matched, put_off = await self._match(loaded)
         unsettled = [item for item in matched if _is_undecided(item.addressee)]
         if unsettled:
             await self._settle_dispatches(unsettled)
@@ -143,11 +164,15 @@ class ReceiptConsumer:
             else:
                 settled.append(item)
                 REFUNDED.labels("receipt").inc(outcome.refunded)
-        async with self._database.connection() as connection:
+        changed: list[tuple[int, str, int, int]] = []
+        if settled:
             finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
-            changed = await store.set_final(connection, _first_per_message(finals))
-            async with connection.pipeline():
-                await store.delete(connection, [_item(item.receipt) for item in settled])
+            async with self._database.statement() as connection:
+                changed = await store.settle(
+                    connection, [_item(item.receipt) for item in settled], _first_per_message(finals)
+                )
+        if put_off:
+            async with self._database.connection() as connection:
                 await store.put_off(connection, put_off)
         self._count(settled, changed)
         if put_off:
@@ -171,20 +196,22 @@ class ReceiptConsumer:
     # Whose receipt is it.
 
     async def _match(
-        self, connection: Connection, receipts: Sequence[Receipt]
+        self, loaded: Sequence[tuple[Receipt, Addressee | None]]
     ) -> tuple[list[_Matched], list[ReceiptPutOff]]:
-        references = {(receipt.account, reference) for receipt in receipts for reference in _references(receipt)}
-        routes = await store.find_routes(connection, sorted(references)) if references else {}
-        asked = {
-            (route.brand_id, route.dispatch_id, receipt.mobile)
-            for receipt in receipts
-            for route in _routes(receipt, routes)
-        }
-        found = await store.find_messages(connection, sorted(asked)) if asked else {}
+        by_reference = [receipt for receipt, addressee in loaded if not _is_theirs(receipt, addressee)]
+        routes: dict[tuple[str, str], Route] = {}
+        found: dict[tuple[int, str, str], Addressee] = {}
+        if by_reference:
+            async with self._database.connection() as connection:
+                routes, found = await self._look_up(connection, by_reference)
         matched: list[_Matched] = []
         put_off: list[ReceiptPutOff] = []
-        for receipt in receipts:
-            addressee, why = _addressee(receipt, routes, found)
+        for receipt, direct in loaded:
+            addressee: Addressee | None
+            if direct is not None and _is_theirs(receipt, direct):
+                addressee, why = _judged(direct)
+            else:
+                addressee, why = _addressee(receipt, routes, found)
             payment_no = None if addressee is None else addressee.payment_no or addressee.dispatch_payment_no
             if addressee is None or payment_no is None:
                 put_off.append(self._put_off(receipt, why or "its message was never paid for", None))
@@ -192,16 +219,30 @@ class ReceiptConsumer:
                 matched.append(_Matched(receipt, addressee, payment_no))
         return matched, put_off
 
+    async def _look_up(
+        self, connection: Connection, receipts: Sequence[Receipt]
+    ) -> tuple[dict[tuple[str, str], Route], dict[tuple[int, str, str], Addressee]]:
+        references = {(receipt.account, reference) for receipt in receipts for reference in _references(receipt)}
+        routes = await store.find_routes(connection, sorted(references)) if references else {}
+        asked = {
+            (route.brand_id, route.dispatch_id, receipt.mobile)
+            for receipt in receipts
+            for route in _routes(receipt, routes)
+        }
+        return routes, await store.find_messages(connection, sorted(asked)) if asked else {}
+
     async def _settle_dispatches(self, items: Sequence[_Matched]) -> None:
         """A receipt says that the carrier took the call: record that first."""
         calls: dict[tuple[int, str], Acceptance] = {}
         for item in items:
             addressee, receipt = item.addressee, item.receipt
             assert addressee.dispatch_call_id is not None
+            assert addressee.dispatch_payment_no is not None, "nothing is submitted unpaid"
             carrier_id = receipt.reference if receipt.reference != addressee.dispatch_call_id else None
             calls[addressee.brand_id, addressee.dispatch_id] = Acceptance(
-                addressee.brand_id, addressee.dispatch_id, addressee.dispatch_call_id, carrier_id, ""
-            )
+                addressee.brand_id, addressee.dispatch_id, addressee.dispatch_call_id,
+                addressee.dispatch_payment_no, carrier_id, "",
+            )  # fmt: skip
         done = await self._settlement.accept(list(calls.values()))
         log.info("outcomes decided by receipts", dispatches=sum(done))
 
@@ -274,10 +315,20 @@ def _addressee(
         addressee = found.get((route.brand_id, route.dispatch_id, receipt.mobile))
         if addressee is None:
             continue
-        if addressee.state != MessageState.QUEUED or _is_undecided(addressee):
-            return addressee, ""
-        return None, "its message is not sent yet"
+        return _judged(addressee)
     return None, "its call has no such number"
+
+
+def _is_theirs(receipt: Receipt, addressee: Addressee | None) -> bool:
+    """Whether the message that a receipt's call id leads to was submitted to the account that reports."""
+    return addressee is not None and addressee.account == receipt.account
+
+
+def _judged(addressee: Addressee) -> tuple[Addressee | None, str]:
+    """The message, unless its receipt comes too early to be settled."""
+    if addressee.state != MessageState.QUEUED or _is_undecided(addressee):
+        return addressee, ""
+    return None, "its message is not sent yet"
 
 
 def _is_undecided(addressee: Addressee) -> bool:
@@ -329,4 +380,4 @@ def _first_per_message(finals: Sequence[Finality]) -> list[Finality]:
 
 
 def _item(receipt: Receipt) -> ReceiptItem:
-    return ReceiptItem(receipt.account, receipt.reference, receipt.inbox_id)
+    return ReceiptItem(receipt.account, receipt.reference, receipt.inbox_id, receipt.call_id or "")

@@ -23,6 +23,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, SingleCall, Verdict
 from smsgateway.ledger_client import is_outage
 from smsgateway.queues import Queue
+from smsgateway.references import call_id_of
 from smsgateway.schema import Mode
 from smsgateway.store import sending
 from smsgateway.store.sending import (
@@ -119,11 +120,6 @@ class _Progress:
         return call_id_of(self.claimed.dispatch_id, self.attempts)
 
 
-def call_id_of(dispatch_id: str, attempts: int) -> str:
-    """The id of a dispatch's call after so many attempts."""
-    return dispatch_id if attempts == 0 else f"{dispatch_id}-{attempts}"
-
-
 def freeze_id_of(dispatch_id: str, order_no: str) -> str:
     """The request_id of the freeze that replaces an expired one; at most 64 characters.
 
@@ -176,6 +172,7 @@ class Sender:
                 group_max=size,
                 queue_max=settings.stage_queue_max,
                 in_flight_max=in_flight,
+                gather_seconds=settings.stage_gather_seconds,
                 name=f"queue of dispatches to {stage}",
             )
 
@@ -261,7 +258,7 @@ class Sender:
         return await self._insist("claim", claim, patient=False)
 
     async def _claim_all(self, requests: list[ClaimRequest]) -> list[Claimed | None]:
-        async with self._database.connection() as connection:
+        async with self._database.statement() as connection:
             claimed = await sending.claim(connection, requests, self._mode)
         # An id that came twice is one dispatch: its first asker has it.
         return [claimed.pop((request.brand_id, request.dispatch_id), None) for request in requests]
@@ -418,7 +415,7 @@ class Sender:
         return True
 
     async def _mark_all(self, marks: list[Mark]) -> list[bool]:
-        async with self._database.connection() as connection:
+        async with self._database.statement() as connection:
             marked = await sending.mark(connection, marks)
         return _first_only(marked, [(item.brand_id, item.dispatch_id) for item in marks])
 
@@ -435,7 +432,7 @@ class Sender:
         claimed = progress.claimed
         if verdict is Verdict.ACCEPTED:
             self._account.accepted()
-            await self._accept(claimed, call_id, outcome)
+            await self._accept(progress, call_id, outcome)
         elif verdict is Verdict.UNKNOWN:
             await self._set_unknown(claimed, call_id, outcome)
         elif verdict is Verdict.BAD_NUMBER and claimed.messages > 1:
@@ -448,11 +445,14 @@ class Sender:
             return False
         return True
 
-    async def _accept(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
+    async def _accept(self, progress: _Progress, call_id: str, outcome: CallOutcome) -> None:
+        claimed = progress.claimed
+        assert progress.payment_no is not None, "nothing is submitted unpaid"
         item = Acceptance(
             claimed.brand_id,
             claimed.dispatch_id,
             call_id,
+            progress.payment_no,
             outcome.carrier_message_id,
             outcome.code,
             min(outcome.failed_count, claimed.messages),

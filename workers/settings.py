@@ -14,19 +14,25 @@ class Settings(gateway_settings.Settings):
         "127.0.0.1:0", description="Where a worker serves /metrics, /healthz and /readyz; port 0: a free one"
     )
     worker_database_connections: int = Field(
-        24, ge=4, le=1_000, description="PostgreSQL connections of one worker: three for each type and mode, sweepers"
+        12, ge=4, le=1_000, description="PostgreSQL connections of one worker: sweepers, and what is rare"
+    )
+    worker_statement_connections: int = Field(
+        20,
+        ge=1,
+        le=1_000,
+        description="More of them for single statements: claims, marks, results of each type and mode, receipts",
     )
     worker_redis_connections: int = Field(32, ge=4, le=1_000, description="Redis connections of one worker")
 
     # Turns: who is read, and how much at a time.
     slots_verification: int = Field(
-        32, ge=1, le=10_000, description="Carrier calls in flight for verification codes, per mode and worker"
+        64, ge=1, le=10_000, description="Verification codes between mark and answer at once, per mode and worker"
     )
     slots_notification: int = Field(
-        16, ge=1, le=10_000, description="Carrier calls in flight for notifications, per mode and worker"
+        32, ge=1, le=10_000, description="Notifications between mark and answer at once, per mode and worker"
     )
     slots_marketing: int = Field(
-        16, ge=1, le=10_000, description="Carrier calls in flight for marketing, per mode and worker"
+        32, ge=1, le=10_000, description="Marketing messages between mark and answer at once, per mode and worker"
     )
     single_quantum: int = Field(
         32, ge=1, le=1_000, description="Messages that a queue gives per turn while others of its type wait"
@@ -61,6 +67,12 @@ class Settings(gateway_settings.Settings):
     # Groups.
     stage_group_max: int = Field(
         500, ge=1, le=5_000, description="Single messages claimed, paid, marked or settled in one go"
+    )
+    stage_gather_seconds: float = Field(
+        0.03,
+        ge=0,
+        le=1,
+        description="Time between the starts of two groups of a step while many come; one that comes alone never waits",
     )
     stage_messages_max: int = Field(
         4_000, ge=1, le=100_000, description="Messages of chunks settled in one transaction; a chunk goes alone beyond"

@@ -11,7 +11,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.schema import OutboxKind
 from smsgateway.store import outbox, sending
 from smsgateway.store.outbox import OutboxRow
-from smsgateway.store.sending import Acceptance, FailedMessage, Failure, Settled
+from smsgateway.store.sending import Acceptance, FailedMessage, Failure, Key
 from workers.outbox_relay import OutboxRelay
 
 
@@ -28,12 +28,24 @@ class Settlement:
 
     async def accept(self, items: Sequence[Acceptance]) -> list[bool]:
         """Record what the carrier took; per item whether this call did it."""
-        async with self._database.connection() as connection:
-            settled = await sending.accept(connection, items)
-            rows = [self.send_status(row.brand_id, row.payment_no, ()) for row in settled if row.payment_no]
-            await outbox.insert(connection, rows, hold_seconds=self._hold_seconds)
+        whole = [item for item in items if not item.failed_count]
+        partly = [item for item in items if item.failed_count]
+        done: set[Key] = set()
+        rows: list[OutboxRow] = []
+        if whole:
+            owed = [self._sent(item) for item in whole]
+            async with self._database.statement() as connection:
+                done = await sending.accept(connection, whole, owed, hold_seconds=self._hold_seconds)
+            rows = [row for item, row in zip(whole, owed, strict=True) if (item.brand_id, item.dispatch_id) in done]
+        if partly:
+            async with self._database.connection() as connection:
+                settled = await sending.accept_partly(connection, partly)
+                owed = [self._sent(item) for item in partly if (item.brand_id, item.dispatch_id) in settled]
+                await outbox.insert(connection, owed, hold_seconds=self._hold_seconds)
+            done |= settled
+            rows += owed
         self._relay.offer(rows)
-        return _done(items, settled)
+        return [(item.brand_id, item.dispatch_id) in done for item in items]
 
     async def fail(self, items: Sequence[Failure]) -> list[bool]:
         """Record what is not sent, and owe back what was paid for it; per item whether this call did it."""
@@ -42,7 +54,8 @@ class Settlement:
             payments = {(row.brand_id, row.dispatch_id): row.payment_no for row in settled}
             rows = await self.owe_back(connection, payments, failed)
         self._relay.offer(rows)
-        return _done(items, settled)
+        done = {(row.brand_id, row.dispatch_id) for row in settled}
+        return [(item.brand_id, item.dispatch_id) in done for item in items]
 
     async def owe_back(
         self, connection: Connection, payments: dict[tuple[int, str], str | None], failed: Iterable[FailedMessage]
@@ -75,11 +88,9 @@ class Settlement:
         )
         return OutboxRow(brand_id, outbox_id, OutboxKind.SEND_STATUS, request.SerializeToString())
 
+    def _sent(self, item: Acceptance) -> OutboxRow:
+        return self.send_status(item.brand_id, item.payment_no, ())
+
     def new_id(self, brand_id: int) -> str:
         """A new identifier of a brand."""
         return self._identifiers.new(brand_id, time.time_ns() // 1_000_000)
-
-
-def _done(items: Sequence[Acceptance] | Sequence[Failure], settled: Sequence[Settled]) -> list[bool]:
-    done = {(row.brand_id, row.dispatch_id) for row in settled}
-    return [(item.brand_id, item.dispatch_id) in done for item in items]

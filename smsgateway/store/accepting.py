@@ -34,38 +34,56 @@ join smsgateway.request_key as key
   on key.brand_id = asked.brand_id and key.operation = asked.operation and key.request_id = asked.request_id
 """
 
-_INSERT_MESSAGES = f"""
-insert into smsgateway.message
-  (brand_id, message_id, dispatch_id, request_id, sms_type, mobile, text, segments, state, created_at)
-select asked.brand_id, asked.message_id, asked.message_id, asked.request_id, asked.sms_type, asked.mobile, asked.text,
-       asked.segments, {MessageState.QUEUED:d}, now()
-from unnest(%s::bigint[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[])
-     as asked (brand_id, message_id, request_id, sms_type, mobile, text, segments)
+# Keys, messages and dispatches in one statement. `is true` keeps the planner from making a join of the look-up: it is a
+# hash table of the new keys then, not a walk through all of them for each message.
+_RECORD_MESSAGES = f"""
+with asked as materialized (
+  select *
+  from unnest(%s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[])
+       as asked (brand_id, request_id, fingerprint, message_id, sms_type, mobile, text, segments)
+), new as (
+  insert into smsgateway.request_key (brand_id, operation, request_id, fingerprint, target_id, created_at)
+  select asked.brand_id, {Mode.SINGLE:d}, asked.request_id, asked.fingerprint, asked.message_id, now()
+  from asked
+  on conflict (brand_id, operation, request_id) do nothing
+  returning target_id
+), recorded as (
+  insert into smsgateway.message
+    (brand_id, message_id, dispatch_id, request_id, sms_type, mobile, text, segments, state, created_at)
+  select asked.brand_id, asked.message_id, asked.message_id, asked.request_id, asked.sms_type, asked.mobile, asked.text,
+         asked.segments, {MessageState.QUEUED:d}, now()
+  from asked
+  where (asked.message_id in (select target_id from new)) is true
+), dispatched as (
+  insert into smsgateway.dispatch
+    (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at)
+  select asked.brand_id, asked.message_id, {Mode.SINGLE:d}, asked.sms_type, 1, asked.segments, asked.request_id,
+         {DispatchState.ACCEPTING:d}, now(), now()
+  from asked
+  where (asked.message_id in (select target_id from new)) is true
+)
+select target_id from new
 """
 
-_INSERT_DISPATCHES = f"""
-insert into smsgateway.dispatch
-  (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at)
-select asked.brand_id, asked.dispatch_id, {Mode.SINGLE:d}, asked.sms_type, 1, asked.segments, asked.request_id,
-       {DispatchState.ACCEPTING:d}, now(), now()
-from unnest(%s::bigint[], %s::text[], %s::text[], %s::smallint[], %s::int[])
-     as asked (brand_id, dispatch_id, request_id, sms_type, segments)
-"""
-
-_QUEUE_DISPATCHES = f"""
+_QUEUE_MESSAGES = f"""
+with asked as materialized (
+  select *
+  from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+       as asked (brand_id, operation, request_id, target_id, order_no, reply)
+), replied as (
+  update smsgateway.request_key
+  set reply = asked.reply
+  from asked
+  where request_key.brand_id = asked.brand_id and request_key.operation = asked.operation
+    and request_key.request_id = asked.request_id and request_key.target_id = asked.target_id
+    and request_key.reply is null
+)
 update smsgateway.dispatch
 set state = {DispatchState.QUEUED:d}, order_no = asked.order_no, changed_at = now()
-from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, order_no)
-where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+from asked
+where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.target_id
   and dispatch.state + 0 = {DispatchState.ACCEPTING:d}
 returning dispatch.dispatch_id
-"""
-
-_SET_MESSAGE_ORDERS = """
-update smsgateway.message
-set order_no = asked.order_no
-from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, message_id, order_no)
-where message.brand_id = asked.brand_id and message.message_id = asked.message_id and message.order_no is null
 """
 
 _SET_REPLIES = """
@@ -342,38 +360,41 @@ async def find_keys(connection: Connection, keys: Sequence[Key]) -> dict[tuple[i
     }
 
 
-async def insert_messages(connection: Connection, messages: Sequence[NewMessage]) -> None:
-    """Record single messages and their dispatches as being accepted."""
-    brands = arrays.integers([message.brand_id for message in messages])
-    ids = arrays.texts([message.message_id for message in messages])
-    requests = arrays.texts([message.request_id for message in messages])
-    types = arrays.integers([message.sms_type for message in messages])
-    segments = arrays.integers([message.segments for message in messages])
-    async with connection.pipeline():
-        await connection.execute(
-            _INSERT_MESSAGES,
-            (
-                brands,
-                ids,
-                requests,
-                types,
-                arrays.texts([message.mobile for message in messages]),
-                arrays.texts([message.text for message in messages]),
-                segments,
-            ),
-        )
-        await connection.execute(_INSERT_DISPATCHES, (brands, ids, requests, types, segments))
+async def record_messages(connection: Connection, messages: Sequence[tuple[Key, NewMessage]]) -> set[str]:
+    """Record single messages, sorted by brand and request_id, as being accepted, with their keys and dispatches; return
+    those whose key is new. Of the others nothing is recorded. One statement.
+    """
+    cursor = await connection.execute(
+        _RECORD_MESSAGES,
+        (
+            arrays.integers([message.brand_id for _, message in messages]),
+            arrays.texts([message.request_id for _, message in messages]),
+            arrays.binaries([key.fingerprint for key, _ in messages]),
+            arrays.texts([message.message_id for _, message in messages]),
+            arrays.integers([message.sms_type for _, message in messages]),
+            arrays.texts([message.mobile for _, message in messages]),
+            arrays.texts([message.text for _, message in messages]),
+            arrays.integers([message.segments for _, message in messages]),
+        ),
+    )
+    return await _first_column(cursor)
 
 
 async def queue_messages(connection: Connection, accepted: Sequence[Accepted]) -> set[str]:
-    """Record single messages as frozen and queued, with their replies; return those that were being accepted."""
-    brands = arrays.integers([call.brand_id for call in accepted])
-    ids = arrays.texts([call.target_id for call in accepted])
-    orders = arrays.texts([call.order_no for call in accepted])
-    async with connection.pipeline():
-        cursor = await connection.execute(_QUEUE_DISPATCHES, (brands, ids, orders))
-        await connection.execute(_SET_MESSAGE_ORDERS, (brands, ids, orders))
-        await _set_replies(connection, accepted)
+    """Record single messages as frozen and queued, with their replies; return those that were being accepted. One
+    statement.
+    """
+    cursor = await connection.execute(
+        _QUEUE_MESSAGES,
+        (
+            arrays.integers([call.brand_id for call in accepted]),
+            arrays.integers([call.operation for call in accepted]),
+            arrays.texts([call.request_id for call in accepted]),
+            arrays.texts([call.target_id for call in accepted]),
+            arrays.texts([call.order_no for call in accepted]),
+            arrays.binaries([call.reply for call in accepted]),
+        ),
+    )
     return await _first_column(cursor)
 
 

@@ -27,8 +27,9 @@ case when message.state <> {MessageState.QUEUED:d} then message.state
 
 _SELECT = f"""
 select message.message_id, message.brand_id, coalesce(message.batch_id, ''), message.sms_type, message.mobile,
-       coalesce(message.text, batch.text, ''), message.segments, ({_SEEN}) as seen, coalesce(message.order_no, ''),
-       coalesce(message.payment_no, dispatch.payment_no, ''), coalesce(message.account, dispatch.account, ''),
+       coalesce(message.text, batch.text, ''), message.segments, ({_SEEN}) as seen,
+       coalesce(message.order_no, dispatch.order_no, ''), coalesce(message.payment_no, dispatch.payment_no, ''),
+       coalesce(message.account, dispatch.account, ''),
        coalesce(message.carrier_message_id, ''), coalesce(message.result_code, ''), coalesce(message.result_detail, ''),
        message.created_at, coalesce(message.submitted_at, dispatch.submitting_at), message.sent_at,
        message.finished_at, message.request_id

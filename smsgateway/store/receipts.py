@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from infra import arrays
 from infra.database import Connection
 from smsgateway.queues import ReceiptItem
+from smsgateway.references import dispatch_of
 from smsgateway.schema import MessageState
 
-_LOAD = """
+# A single message's id is its dispatch's; a batch's messages name the chunk that they were sent with last.
+_MESSAGE_OF_DISPATCH = """
+  select * from smsgateway.message
+  where message.brand_id = asked.brand_id and message.message_id = asked.dispatch_id
+    and message.mobile = {mobile}
+  union all
+  select * from smsgateway.message
+  where message.brand_id = asked.brand_id and message.dispatch_id = asked.dispatch_id
+    and message.mobile = {mobile} and message.batch_id is not null
+"""
+_ADDRESSEE = """
+m.brand_id, asked.dispatch_id, m.mobile, m.message_id, m.segments, m.state, m.payment_no, m.request_id, d.state,
+d.call_id, d.payment_no, m.batch_id is not null, coalesce(m.account, d.account)
+"""
+
+_LOAD = f"""
 select r.account, r.reference, r.inbox_id, r.call_id, r.mobile, r.state, r.carrier_code, r.detail, r.reported_at,
-       r.attempts, extract(epoch from now() - r.received_at)::double precision
-from unnest(%s::text[], %s::text[], %s::text[]) as asked (account, reference, inbox_id)
+       r.attempts, extract(epoch from now() - r.received_at)::double precision, {_ADDRESSEE}
+from unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[])
+     as asked (account, reference, inbox_id, brand_id, dispatch_id)
 join smsgateway.receipt_inbox as r
   on r.account = asked.account and r.reference = asked.reference and r.inbox_id = asked.inbox_id
+left join lateral ({_MESSAGE_OF_DISPATCH.format(mobile="r.mobile")}) as m on true
+left join smsgateway.dispatch as d on d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 """
 
 _FIND_ROUTES = """
@@ -25,38 +44,27 @@ from unnest(%s::text[], %s::text[]) as asked (account, reference)
 join smsgateway.route on route.account = asked.account and route.reference = asked.reference
 """
 
-# A single message's id is its dispatch's; a batch's messages name the chunk that they were sent with last.
-_FIND_MESSAGES = """
-select m.brand_id, asked.dispatch_id, m.mobile, m.message_id, m.segments, m.state, m.payment_no, m.request_id,
-       d.state, d.call_id, d.payment_no, m.batch_id is not null
+_FIND_MESSAGES = f"""
+select {_ADDRESSEE}
 from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, mobile)
-cross join lateral (
-  select * from smsgateway.message
-  where message.brand_id = asked.brand_id and message.message_id = asked.dispatch_id
-    and message.mobile = asked.mobile
-  union all
-  select * from smsgateway.message
-  where message.brand_id = asked.brand_id and message.dispatch_id = asked.dispatch_id
-    and message.mobile = asked.mobile and message.batch_id is not null
-) as m
+cross join lateral ({_MESSAGE_OF_DISPATCH.format(mobile="asked.mobile")}) as m
 left join smsgateway.dispatch as d on d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 """
 
-_SET_FINAL = f"""
+_SETTLE = f"""
+with gone as (
+  delete from smsgateway.receipt_inbox as r
+  using unnest(%s::text[], %s::text[], %s::text[]) as asked (account, reference, inbox_id)
+  where r.account = asked.account and r.reference = asked.reference and r.inbox_id = asked.inbox_id
+)
 update smsgateway.message as m
 set state = asked.state, result_code = asked.code, result_detail = asked.detail,
     -- A carrier tells the time to the minute, which can be before the message was sent.
     finished_at = greatest(coalesce(asked.reported_at, now()), m.sent_at)
 from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::timestamptz[])
      as asked (brand_id, message_id, state, code, detail, reported_at)
-where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state = {MessageState.SENT:d}
+where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state + 0 = {MessageState.SENT:d}
 returning m.brand_id, m.message_id, m.sms_type, m.state
-"""
-
-_DELETE = """
-delete from smsgateway.receipt_inbox as r
-using unnest(%s::text[], %s::text[], %s::text[]) as asked (account, reference, inbox_id)
-where r.account = asked.account and r.reference = asked.reference and r.inbox_id = asked.inbox_id
 """
 
 _PUT_OFF = """
@@ -79,7 +87,7 @@ from (
   for update skip locked
 ) as due
 where r.account = due.account and r.reference = due.reference and r.inbox_id = due.inbox_id
-returning r.account, r.reference, r.inbox_id
+returning r.account, r.reference, r.inbox_id, coalesce(r.call_id, '')
 """
 
 _COUNT_PARKED = (
@@ -104,6 +112,9 @@ class Receipt:
     age_seconds: float
 
 
+_RECEIPT_COLUMNS = len(fields(Receipt))
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a reference belongs."""
@@ -114,7 +125,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Addressee:
-    """The message that a receipt speaks of, and its dispatch as far as there still is one."""
+    """The message that a receipt speaks of, and its dispatch as far as there still is one. `account`: the carrier's
+    account that it was submitted to.
+    """
 
     brand_id: int
     dispatch_id: str
@@ -128,6 +141,7 @@ class Addressee:
     dispatch_call_id: str | None
     dispatch_payment_no: str | None
     of_batch: bool
+    account: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +165,25 @@ class ReceiptPutOff:
     error: str
 
 
-async def load(connection: Connection, items: Sequence[ReceiptItem]) -> list[Receipt]:
-    """The receipts that are still in the inbox."""
-    cursor = await connection.execute(_LOAD, _item_columns(items))
-    return [Receipt(*row) for row in await cursor.fetchall()]
+async def load(connection: Connection, items: Sequence[ReceiptItem]) -> list[tuple[Receipt, Addressee | None]]:
+    """The receipts that are still in the inbox, each with the message that its call id leads to. One statement."""
+    places = [dispatch_of(item.call_id) or (None, None) for item in items]
+    cursor = await connection.execute(
+        _LOAD,
+        (
+            *_item_columns(items),
+            arrays.integers([place[0] for place in places]),
+            arrays.texts([place[1] for place in places]),
+        ),
+    )
+    # The message's brand is null where there is none.
+    return [
+        (
+            Receipt(*row[:_RECEIPT_COLUMNS]),
+            None if row[_RECEIPT_COLUMNS] is None else Addressee(*row[_RECEIPT_COLUMNS:]),
+        )
+        for row in await cursor.fetchall()
+    ]
 
 
 async def find_routes(connection: Connection, references: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Route]:
@@ -181,28 +210,25 @@ async def find_messages(
     return {(row[0], row[1], row[2]): Addressee(*row) for row in await cursor.fetchall()}
 
 
-async def set_final(connection: Connection, items: Sequence[Finality]) -> list[tuple[int, str, int, int]]:
-    """Record final states of messages that are sent; brand, message, type and state of those that it changed."""
-    if not items:
-        return []
+async def settle(
+    connection: Connection, items: Sequence[ReceiptItem], finals: Sequence[Finality]
+) -> list[tuple[int, str, int, int]]:
+    """Forget receipts that are settled and record the final states that they bring to messages that are sent; brand,
+    message, type and state of those that it changed. One statement.
+    """
     cursor = await connection.execute(
-        _SET_FINAL,
+        _SETTLE,
         (
-            arrays.integers([item.brand_id for item in items]),
-            arrays.texts([item.message_id for item in items]),
-            arrays.integers([int(item.state) for item in items]),
-            arrays.texts([item.code for item in items]),
-            arrays.texts([item.detail or None for item in items]),
-            arrays.moments([item.reported_at for item in items]),
+            *_item_columns(items),
+            arrays.integers([item.brand_id for item in finals]),
+            arrays.texts([item.message_id for item in finals]),
+            arrays.integers([int(item.state) for item in finals]),
+            arrays.texts([item.code for item in finals]),
+            arrays.texts([item.detail or None for item in finals]),
+            arrays.moments([item.reported_at for item in finals]),
         ),
     )
     return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
-
-
-async def delete(connection: Connection, items: Sequence[ReceiptItem]) -> None:
-    """Forget receipts that are settled."""
-    if items:
-        await connection.execute(_DELETE, _item_columns(items))
 
 
 async def put_off(connection: Connection, items: Sequence[ReceiptPutOff]) -> None:

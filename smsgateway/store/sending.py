@@ -20,7 +20,10 @@ from typing import Any
 
 from infra import arrays
 from infra.database import Connection
-from smsgateway.schema import DispatchState, MessageState, Mode
+from smsgateway.schema import DispatchState, MessageState, Mode, OutboxKind
+from smsgateway.store.outbox import OutboxRow
+
+# A state is written `state + 0` beside a key, as in `smsgateway.store.accepting`.
 
 _CLAIM = f"""
 with claimed as (
@@ -29,8 +32,8 @@ with claimed as (
   from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[]) as asked (brand_id, dispatch_id, epoch, again)
   where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
     and (
-      (d.state = {DispatchState.QUEUED:d} and (d.not_before is null or d.not_before <= now()))
-      or (d.state = {DispatchState.CLAIMED:d}
+      (d.state + 0 = {DispatchState.QUEUED:d} and (d.not_before is null or d.not_before <= now()))
+      or (d.state + 0 = {DispatchState.CLAIMED:d}
           and (d.epoch < asked.epoch or (asked.again and d.epoch = asked.epoch)))
     )
   returning d.brand_id, d.dispatch_id, d.batch_id, d.messages, d.segments, d.request_id, d.sms_type, d.order_no,
@@ -72,7 +75,7 @@ set state = {DispatchState.SUBMITTING:d}, payment_no = asked.payment_no, account
 from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[])
      as asked (brand_id, dispatch_id, epoch, payment_no, account, call_id)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
-  and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
+  and d.state + 0 = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
 returning d.brand_id, d.dispatch_id
 """
 
@@ -110,13 +113,44 @@ where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 returning d.brand_id, d.dispatch_id
 """
 
+_MESSAGE_SENT = f"""
+set state = {MessageState.SENT:d}, order_no = gone.order_no, payment_no = gone.payment_no, account = gone.account,
+    call_id = gone.call_id, carrier_message_id = gone.carrier_message_id, result_code = gone.code,
+    submitted_at = gone.submitting_at, sent_at = now()
+from gone
+where m.brand_id = gone.brand_id and m.state + 0 = {MessageState.QUEUED:d}
+"""
+
+# All that becomes of an accepted call. Who deletes the dispatch does the rest; whoever comes second does nothing.
 _ACCEPT_WHOLE = f"""
-delete from smsgateway.dispatch as d
-using unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, call_id)
-where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
-  and d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
-returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
-          d.submitting_at
+with gone as (
+  delete from smsgateway.dispatch as d
+  using unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+        as asked (brand_id, dispatch_id, call_id, carrier_message_id, code, outbox_id, payload)
+  where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+    and d.state + 0 in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
+  returning d.brand_id, d.dispatch_id, d.batch_id, d.order_no, d.payment_no, d.account, d.call_id, d.submitting_at,
+            asked.carrier_message_id, asked.code, asked.outbox_id, asked.payload
+), singles as (
+  update smsgateway.message as m
+  {_MESSAGE_SENT} and gone.batch_id is null and m.message_id = gone.dispatch_id
+), batches as (
+  update smsgateway.message as m
+  {_MESSAGE_SENT} and gone.batch_id is not null and m.dispatch_id = gone.dispatch_id and m.batch_id is not null
+), routed as (
+  insert into smsgateway.route (account, reference, brand_id, dispatch_id, created_at)
+  select gone.account, gone.carrier_message_id, gone.brand_id, gone.dispatch_id, now()
+  from gone
+  where gone.carrier_message_id is not null and gone.account is not null
+  order by gone.account, gone.carrier_message_id
+  on conflict (account, reference) do nothing
+), owed as (
+  insert into smsgateway.outbox (brand_id, outbox_id, kind, payload, next_at, created_at)
+  select gone.brand_id, gone.outbox_id, {OutboxKind.SEND_STATUS:d}, gone.payload, now() + make_interval(secs => %s),
+         now()
+  from gone
+)
+select brand_id, dispatch_id from gone
 """
 
 _ACCEPT_PARTLY = f"""
@@ -159,10 +193,12 @@ returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payme
 
 _SET_FAILED = f"""
 update smsgateway.message as m
-set state = {MessageState.FAILED:d}, payment_no = asked.payment_no, account = asked.account, call_id = asked.call_id,
-    result_code = asked.code, result_detail = asked.detail, submitted_at = asked.submitted_at, finished_at = now()
-from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
-     as asked (brand_id, dispatch_id, payment_no, account, call_id, code, detail, submitted_at)
+set state = {MessageState.FAILED:d}, order_no = asked.order_no, payment_no = asked.payment_no, account = asked.account,
+    call_id = asked.call_id, result_code = asked.code, result_detail = asked.detail,
+    submitted_at = asked.submitted_at, finished_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+            %s::timestamptz[])
+     as asked (brand_id, dispatch_id, order_no, payment_no, account, call_id, code, detail, submitted_at)
 where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
 """
 _RETURNING_MESSAGES = "returning m.brand_id, asked.dispatch_id, m.message_id, m.segments"
@@ -290,11 +326,14 @@ class PutBack:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What the carrier took. `failed_count` of its messages failed without being named."""
+    """What the carrier took, with the payment that its mark names. `failed_count` of its messages failed without being
+    named.
+    """
 
     brand_id: int
     dispatch_id: str
     call_id: str
+    payment_no: str
     carrier_message_id: str | None
     code: str
     failed_count: int = 0
@@ -388,23 +427,21 @@ async def set_orders(connection: Connection, orders: Sequence[tuple[int, str, in
 
 
 async def mark(connection: Connection, marks: Sequence[Mark]) -> set[Key]:
-    """Mark dispatches as being submitted, with the routes of their receipts; those in the result may be called."""
-    # In one round trip. A route of a call that is not made leads to the dispatch that it was meant for.
-    async with connection.pipeline():
-        cursor = await connection.execute(
-            _MARK,
-            (
-                arrays.integers([item.brand_id for item in marks]),
-                arrays.texts([item.dispatch_id for item in marks]),
-                arrays.integers([item.epoch for item in marks]),
-                arrays.texts([item.payment_no for item in marks]),
-                arrays.texts([item.account for item in marks]),
-                arrays.texts([item.call_id for item in marks]),
-            ),
-        )
-        await insert_routes(
-            connection, [(item.account, item.call_id, item.brand_id, item.dispatch_id) for item in marks]
-        )
+    """Mark dispatches as being submitted; those in the result may be called. One statement.
+
+    The call id leads receipts back to the dispatch by itself (see `smsgateway.references`).
+    """
+    cursor = await connection.execute(
+        _MARK,
+        (
+            arrays.integers([item.brand_id for item in marks]),
+            arrays.texts([item.dispatch_id for item in marks]),
+            arrays.integers([item.epoch for item in marks]),
+            arrays.texts([item.payment_no for item in marks]),
+            arrays.texts([item.account for item in marks]),
+            arrays.texts([item.call_id for item in marks]),
+        ),
+    )
     return await _keys(cursor)
 
 
@@ -457,33 +494,41 @@ async def put_back(connection: Connection, items: Sequence[PutBack]) -> set[Key]
     return await _keys(cursor)
 
 
-async def accept(connection: Connection, items: Sequence[Acceptance]) -> list[Settled]:
-    """Record what the carrier took: messages as sent, their dispatches gone, or kept as partial. Those settled here."""
-    whole = [item for item in items if not item.failed_count]
-    partly = [item for item in items if item.failed_count]
-    settled: list[Settled] = []
-    if whole:
-        settled += await _settled(
-            connection,
-            _ACCEPT_WHOLE,
-            (
-                arrays.integers([item.brand_id for item in whole]),
-                arrays.texts([item.dispatch_id for item in whole]),
-                arrays.texts([item.call_id for item in whole]),
-            ),
-        )
-    if partly:
-        settled += await _settled(
-            connection,
-            _ACCEPT_PARTLY,
-            (
-                arrays.integers([item.brand_id for item in partly]),
-                arrays.texts([item.dispatch_id for item in partly]),
-                arrays.texts([item.call_id for item in partly]),
-                arrays.texts([item.carrier_message_id for item in partly]),
-                arrays.integers([item.failed_count for item in partly]),
-            ),
-        )
+async def accept(
+    connection: Connection, items: Sequence[Acceptance], owed: Sequence[OutboxRow], *, hold_seconds: float
+) -> set[Key]:
+    """Record what the carrier took as a whole: messages as sent, their dispatches gone, what is owed for each in the
+    outbox (see `smsgateway.store.outbox.insert`). Those settled here. One statement.
+    """
+    cursor = await connection.execute(
+        _ACCEPT_WHOLE,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.texts([item.call_id for item in items]),
+            arrays.texts([item.carrier_message_id or None for item in items]),
+            arrays.texts([item.code or None for item in items]),
+            arrays.texts([row.outbox_id for row in owed]),
+            arrays.binaries([row.payload for row in owed]),
+            hold_seconds,
+        ),
+    )
+    return await _keys(cursor)
+
+
+async def accept_partly(connection: Connection, items: Sequence[Acceptance]) -> set[Key]:
+    """Record what the carrier took in part: messages as sent, their dispatches kept as partial. Those settled here."""
+    settled = await _settled(
+        connection,
+        _ACCEPT_PARTLY,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.texts([item.call_id for item in items]),
+            arrays.texts([item.carrier_message_id for item in items]),
+            arrays.integers([item.failed_count for item in items]),
+        ),
+    )
     by_key = {(item.brand_id, item.dispatch_id): item for item in items}
     routes = []
     for row in settled:
@@ -496,7 +541,7 @@ async def accept(connection: Connection, items: Sequence[Acceptance]) -> list[Se
             if some:
                 await _set_sent(connection, some, by_key, of_batch=of_batch)
         await insert_routes(connection, routes)
-    return settled
+    return {(row.brand_id, row.dispatch_id) for row in settled}
 
 
 async def _set_sent(
@@ -549,6 +594,7 @@ async def _set_failed(
         (
             arrays.integers([row.brand_id for row in rows]),
             arrays.texts([row.dispatch_id for row in rows]),
+            arrays.texts([row.order_no for row in rows]),
             arrays.texts([row.payment_no for row in rows]),
             arrays.texts([row.account for row in rows]),
             arrays.texts([row.call_id for row in rows]),

@@ -72,16 +72,17 @@ using (
 ) as undecided
 where d.brand_id = undecided.brand_id and d.dispatch_id = undecided.dispatch_id
   and d.state in ({DispatchState.UNKNOWN:d}, {DispatchState.PARTIAL:d})
-returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.payment_no, d.account, d.call_id, d.failed_count,
-          d.sms_type, d.submitting_at
+returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
+          d.failed_count, d.sms_type, d.submitting_at
 """
 
 _FAIL_MESSAGES = f"""
 update smsgateway.message as m
-set state = {MessageState.FAILED:d}, payment_no = asked.payment_no, account = asked.account, call_id = asked.call_id,
-    result_code = %s, result_detail = %s, submitted_at = asked.submitted_at, finished_at = now()
-from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
-     as asked (brand_id, dispatch_id, payment_no, account, call_id, submitted_at)
+set state = {MessageState.FAILED:d}, order_no = asked.order_no, payment_no = asked.payment_no, account = asked.account,
+    call_id = asked.call_id, result_code = %s, result_detail = %s, submitted_at = asked.submitted_at,
+    finished_at = now()
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
+     as asked (brand_id, dispatch_id, order_no, payment_no, account, call_id, submitted_at)
 where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
 """
 _OF_SINGLE = "m.message_id = asked.dispatch_id"
@@ -192,6 +193,7 @@ class Undecided:
     brand_id: int
     dispatch_id: str
     of_batch: bool
+    order_no: str
     payment_no: str
     account: str
     call_id: str
@@ -286,6 +288,7 @@ async def fail_undecided(
                 detail,
                 arrays.integers([item.brand_id for item in some]),
                 arrays.texts([item.dispatch_id for item in some]),
+                arrays.texts([item.order_no for item in some]),
                 arrays.texts([item.payment_no for item in some]),
                 arrays.texts([item.account for item in some]),
                 arrays.texts([item.call_id for item in some]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plan_harness import require_look_ups, statements_of
 
-from smsgateway.store import accepting, listing
+from smsgateway.store import accepting, listing, outbox, receipts, sending
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -15,6 +15,12 @@ _SWEEPS = {"_ABANDONED_MESSAGES", "_ABANDONED_BATCHES"}
 
 def _statements() -> dict[str, str]:
     found = {name: text for name, text in statements_of(accepting, listing).items() if name not in _SWEEPS}
+    # Those of `Database.statement`: planned once and for all.
+    for name in ("_CLAIM_SINGLE", "_CLAIM_BATCH", "_MARK", "_ACCEPT_WHOLE"):
+        found[name] = statements_of(sending)[name]
+    for name in ("_LOAD", "_SETTLE"):
+        found[name] = statements_of(receipts)[name]
+    found["_DELETE"] = statements_of(outbox)["_DELETE"]
     found["message"] = found.pop("_SELECT") + "and message.message_id = %(message)s"
     for name, condition in {"batch": "batch_id", "mobile": "mobile"}.items():
         found[f"list by {name}"] = (

@@ -15,7 +15,7 @@ from fake_cost_center import FakeCostCenter
 from gateway_harness import Gateway, metric, running_gateway
 
 from infra.embedded import EmbeddedServers
-from smsgateway.queues import receipts_key
+from smsgateway.queues import Queues, ReceiptItem
 
 pytestmark = pytest.mark.timeout(60)
 PATH = "/callbacks/chuanglan/report"
@@ -50,11 +50,13 @@ async def http(gateway: Gateway) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def queued(redis_url: str) -> list[dict[str, str]]:
+async def queued(redis_url: str) -> list[ReceiptItem]:
     """What all receipt streams hold."""
     async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True) as client:
-        found: list[Any] = [await client.xrange(receipts_key(number)) for number in range(4)]
-    return [fields for entries in found for _, fields in entries]
+        queues = Queues(client)
+        await queues.prepare_receipts()
+        found = [await queues.read_receipts(number, "test", count=1_000, wait_ms=1) for number in range(4)]
+    return [item for entries in found for entry in entries for item in entry.items]
 
 
 async def pushed(http: aiohttp.ClientSession, **changes: str) -> tuple[int, Any]:
@@ -91,7 +93,7 @@ async def test_receipt_is_stored_and_queued(
         )
     ]
     ((inbox_id,),) = await gateway.rows("select inbox_id from receipt_inbox")
-    assert await queued(redis_url) == [{"a": "chuanglan", "r": "17041010383624511", "i": inbox_id}]
+    assert await queued(redis_url) == [ReceiptItem("chuanglan", "17041010383624511", inbox_id, "call-1")]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ async def test_concurrent_receipts_share_transactions(
     answers = await asyncio.gather(*(pushed(http, msgid=f"m{n}") for n in range(200)))
     assert {status for status, _ in answers} == {200}
     assert await gateway.rows("select count(distinct reference) from receipt_inbox") == [(200,)]
-    assert {fields["r"] for fields in await queued(redis_url)} == {f"m{n}" for n in range(200)}
+    assert {item.reference for item in await queued(redis_url)} == {f"m{n}" for n in range(200)}
     assert metric("smsbill_receipts_received_total", carrier="chuanglan", result="stored") == before + 200
 
 

@@ -205,13 +205,13 @@ async def test_depths_tell_number_and_age(queues: Queues, redis: Redis) -> None:
 
 async def test_receipts_go_to_one_reader_and_are_taken_over(queues: Queues) -> None:
     """Each receipt is read once; what its reader does not acknowledge another takes over after a while."""
-    items = [ReceiptItem("chuanglan", f"ref-{number}", f"inbox-{number}") for number in range(3)]
+    items = [ReceiptItem("chuanglan", f"ref-{number}", f"inbox-{number}", f"call-{number}") for number in range(3)]
     await queues.push_receipts(items)
     got: dict[int, list[str]] = {}
     for number in range(2):
         entries = await queues.read_receipts(number, "w1", count=10, wait_ms=10)
         if entries:
-            assert [entry.item for entry in entries] == items
+            assert [receipt for entry in entries for receipt in entry.items] == items
             got[number] = [entry.entry_id for entry in entries]
             assert await queues.read_receipts(number, "w2", count=10, wait_ms=10) == []
     ((number, ids),) = got.items()
@@ -219,7 +219,7 @@ async def test_receipts_go_to_one_reader_and_are_taken_over(queues: Queues) -> N
 
     async def taken_over() -> bool:
         entries = await queues.take_over_receipts(number, "w2", idle_ms=20, count=10)
-        return [entry.item for entry in entries] == items
+        return [receipt for entry in entries for receipt in entry.items] == items
 
     await eventually(taken_over, 5)
     await queues.acknowledge_receipts(number, ids)

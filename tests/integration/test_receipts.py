@@ -130,7 +130,7 @@ async def test_an_early_receipt_is_matched_later(stack: Stack) -> None:
     message_id = await sent(stack)
     await stack.rows(
         "insert into route select account, 'm-later', brand_id, dispatch_id, now() from route where reference = %s",
-        message_id,
+        f"m-{message_id}",
     )
     await stack.wait_for_state(message_id, MessageState.DELIVERED)
     await eventually(stack.quiet)

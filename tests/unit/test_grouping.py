@@ -54,6 +54,41 @@ async def test_callers_that_wake_together_share_the_first_group(gate: Gate) -> N
     assert gate.groups == [[0, 1, 2, 3, 4]]
 
 
+async def test_items_that_come_in_numbers_are_gathered() -> None:
+    """After a group of many the next one starts only when its time has come, with all that came meanwhile."""
+    groups: list[list[int]] = []
+    started: list[float] = []
+
+    async def run(items: list[int]) -> list[int]:
+        groups.append(items)
+        started.append(asyncio.get_running_loop().time())
+        return items
+
+    grouper = Grouper(run, group_max=100, queue_max=100, gather_seconds=0.05)
+    await asyncio.wait_for(asyncio.gather(*(grouper.submit(item) for item in range(10))), 1)
+    first = grouper.submit_nowait(10)
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(asyncio.gather(first, grouper.submit(11)), 1)
+    assert groups == [list(range(10)), [10, 11]]
+    assert started[1] - started[0] >= 0.045
+
+
+async def test_an_item_that_comes_alone_does_not_wait() -> None:
+    """One after another, each starts at once, and so does what waits when the grouper closes or a group is full."""
+
+    async def run(items: list[int]) -> list[int]:
+        return items
+
+    grouper = Grouper(run, group_max=8, queue_max=100, gather_seconds=30)
+    for item in range(3):
+        assert await asyncio.wait_for(grouper.submit(item), 1) == item
+    await asyncio.wait_for(asyncio.gather(*(grouper.submit(item) for item in range(16))), 1)
+    late = grouper.submit_nowait(3)
+    await asyncio.sleep(0)
+    await asyncio.wait_for(grouper.close(), 1)
+    assert late.result() == 3
+
+
 async def test_groups_and_groups_under_way_are_bounded(gate: Gate) -> None:
     """No group exceeds group_max and no more than in_flight_max run at once."""
     grouper = Grouper(gate.run, group_max=2, queue_max=100, in_flight_max=2)
