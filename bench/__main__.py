@@ -136,7 +136,7 @@ async def measure(rounds: int, seconds: float, batches: int, messages: int) -> d
                     note("single messages accepted/s", accepted)
                     note("single messages, accepted to receipt booked, /s", final)
             memory = memory_megabytes(running)
-            differences = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _count: None)
+            differences = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,

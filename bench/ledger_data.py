@@ -100,7 +100,8 @@ _CHUNK = (
 insert into costcenter.freeze (brand_id, order_no, request_id, sms_type, segments, paid, released, timed_out,
     line_packages, line_segments, created_at, expires_at, record_no)
 select brand_id, {_ORDER_NO}, {_MESSAGE_ID}, 3, s + x, s, case when i %% 128 = 1 then x else 0 end,
-    case when i %% 128 = 2 then x else 0 end, {_LINES}, bench.moment(us), bench.moment(us + %(step)s / 2),
+    case when i %% 128 = 2 then x else 0 end, {_LINES}, bench.moment(us),
+    bench.moment(us + case i %% 128 when 2 then %(step)s / 2 else %(step)s end),
     bench.base(i) + 1
 from ({_UNITS}) u
 """,

@@ -1,8 +1,11 @@
-"""Recompute every package, freeze, payment and balance from the records, and list what differs.
+"""Recompute every figure of the ledger from its records, and list what differs.
 
 The records are what was granted, frozen, paid, refunded, released and booked as expired; the figures are the columns
-that operations keep up. PostgreSQL does the sums, a bounded number of brands at a time, in one read-only snapshot, so
-it runs while the service works and sees no half of anything.
+that operations keep up, the history of balances and the keys of calls. PostgreSQL does the sums (`store_checks`), a
+range of brands at a time, in one read-only snapshot, so it runs while the service works and sees no half of anything.
+
+For comparing with the gateway's message records, payments are told in sums over buckets: all payments of a brand whose
+numbers begin alike, that is, of a span of time. Only where the sums differ are they told one by one.
 """
 
 from __future__ import annotations
@@ -10,177 +13,76 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from infra.database import Connection
+from costcenter import store_checks
+from costcenter.model import RefundCause
+from infra import arrays
+from infra.database import Connection, pages
 from infra.differences import Difference
 
-BRANDS = "select brand_id from costcenter.brand where brand_id > %s order by brand_id limit %s"
+# Characters of an identifier that its bucket is: about nine hours. What is on its way keeps the last bucket of a brand
+# from fitting, so a bucket must not hold too much; and each is a group of its own, so there must not be too many.
+BUCKET = 5
 
-# Each statement takes brands and returns (check, brand_id, subject, figure, expected, found) of what differs.
+_BRAND_MAX = 2**63 - 1
 
-# What every record says of each package, against the package's figures.
-PACKAGES = """
-with packages as (
-    select * from costcenter.package_queue where brand_id = any(%(brands)s)
-),
-entries as (
-    select brand_id, package_id,
-        sum(segments) filter (where kind = 1) as granted,
-        sum(segments) filter (where kind = 2) as clawed_back,
-        sum(segments) filter (where kind in (3, 6)) as expired
-    from costcenter.entry where brand_id = any(%(brands)s) group by brand_id, package_id
-),
-paid as (
-    select y.brand_id, l.package_id, sum(l.segments) as segments
-    from costcenter.payment y, unnest(y.line_packages, y.line_segments) as l(package_id, segments)
-    where y.brand_id = any(%(brands)s) group by y.brand_id, l.package_id
-),
-refunded as (
-    select r.brand_id, l.package_id, sum(l.segments) as segments
-    from costcenter.refund r,
-        unnest(r.line_packages, r.line_segments, r.line_targets) as l(package_id, segments, target)
-    -- What went to a package of its own is that package's grant.
-    where r.brand_id = any(%(brands)s) and coalesce(l.target, l.package_id) = l.package_id
-    group by r.brand_id, l.package_id
-),
-held as (
-    select f.brand_id, l.package_id,
-        sum(greatest(0, least(l.upto, f.segments - f.released - f.timed_out) - greatest(l.upto - l.segments, f.paid)))
-            as segments
-    from costcenter.freeze f
-    cross join lateral (
-        select u.package_id, u.segments, sum(u.segments) over (order by u.place) as upto
-        from unnest(f.line_packages, f.line_segments) with ordinality as u(package_id, segments, place)
-    ) l
-    where f.brand_id = any(%(brands)s) and f.paid + f.released + f.timed_out < f.segments
-    group by f.brand_id, l.package_id
-),
-figures as (
-    select p.brand_id, p.package_id, p.granted, p.remaining, p.held, p.paid, p.refunded, p.expired,
-        coalesce(e.granted, 0) - coalesce(e.clawed_back, 0) as granted_expected,
-        coalesce(y.segments, 0) as paid_expected,
-        coalesce(r.segments, 0) as refunded_expected,
-        coalesce(e.expired, 0) as expired_expected,
-        coalesce(h.segments, 0) as held_expected
-    from packages p
-    left join entries e using (brand_id, package_id)
-    left join paid y using (brand_id, package_id)
-    left join refunded r using (brand_id, package_id)
-    left join held h using (brand_id, package_id)
+BRANDS = """
+select b.brand_id, coalesce(l.next_record_no, 1) - 1
+from costcenter.brand b left join costcenter.balance l using (brand_id)
+where b.brand_id > %s order by b.brand_id limit %s
+"""
+
+# Checks read whole ranges, which PostgreSQL must plan for what they are. Two run side by side on two processors, so
+# none gets helpers of its own. Their joins and sums overflow into temporary files rather than take the server's memory.
+# A nested loop over what is not indexed would be the end, whatever is estimated.
+_SESSION = (
+    "set local work_mem = '32MB'",
+    "set local max_parallel_workers_per_gather = 0",
+    "set local jit = off",
+    "set local enable_nestloop = off",
+    "set local plan_cache_mode = force_custom_plan",
 )
-select 'package', brand_id, package_id::text, v.figure, v.expected::text, v.found::text
-from figures cross join lateral (values
-    ('granted', granted_expected, granted),
-    ('paid', paid_expected, paid),
-    ('refunded', refunded_expected, refunded),
-    ('expired', expired_expected, expired),
-    ('held', held_expected, held),
-    ('remaining', granted_expected - paid_expected + refunded_expected - expired_expected, remaining)
-) as v(figure, expected, found)
-where v.expected <> v.found
-union all
--- Records of packages that are not there.
-select 'record without package', brand_id, package_id::text, 'package', 'a package', 'none'
+
+# Whether a request_id is one that the gateway made (`infra.identifiers`): it carries the brand. Services that send
+# elsewhere pay without messages here.
+_OURS = """
+select b.brand_id, string_agg(
+    substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ', 1 + ((b.brand_id >> (5 * place)) & 31)::int, 1), '' order by place desc
+) as part
+from costcenter.brand b cross join generate_series(0, 12) place group by b.brand_id
+"""
+
+# The sums: segments weighed by a hash of what they belong to, in two halves, so that whatever two records differ in
+# shows, but for a chance of one to 2^62.
+BUCKETS = f"""
+with ours as materialized ({_OURS})
+select brand_id, bucket, sum(paid_low)::text, sum(paid_high)::text, sum(failed_low)::text, sum(failed_high)::text
 from (
-    select brand_id, package_id from entries union select brand_id, package_id from paid
-    union select brand_id, package_id from held
-) named
-where not exists (
-    select from packages p where p.brand_id = named.brand_id and p.package_id = named.package_id
-)
+    select brand_id, bucket, sum(segments * (hash & 2147483647)) as paid_low,
+        sum(segments * ((hash >> 32) & 2147483647)) as paid_high, 0 as failed_low, 0 as failed_high
+    from (
+        select y.brand_id, left(y.payment_no, {BUCKET}) as bucket, y.segments,
+            hashtextextended(y.payment_no, 0) as hash
+        from costcenter.payment y join ours o using (brand_id) where substr(y.request_id, 11, 13) = o.part
+    ) payments
+    group by brand_id, bucket
+    union all
+    select brand_id, bucket, 0, 0, sum(segments * (hash & 2147483647)), sum(segments * ((hash >> 32) & 2147483647))
+    from (
+        select brand_id, left(payment_no, {BUCKET}) as bucket, segments, hashtextextended(message_id, 0) as hash
+        from costcenter.refund where cause = {RefundCause.SEND_FAILED:d}
+    ) refunds
+    group by brand_id, bucket
+) sums
+group by brand_id, bucket
+order by brand_id, bucket
 """
 
-# Payments, releases and ends, against each freeze's figures; and its lines against its segments.
-FREEZES = """
-with paid as (
-    select brand_id, order_no, sum(segments) as segments from costcenter.payment
-    where brand_id = any(%(brands)s) group by brand_id, order_no
-),
-given_back as (
-    select brand_id, reference as order_no,
-        sum(segments) filter (where kind = 4) as released, sum(segments) filter (where kind = 5) as timed_out
-    from costcenter.entry where brand_id = any(%(brands)s) and kind in (4, 5) group by brand_id, reference
-),
-requested as (
-    select brand_id, order_no, sum(released) as released from costcenter.release_request
-    where brand_id = any(%(brands)s) group by brand_id, order_no
-)
-select 'freeze', f.brand_id, f.order_no, v.figure, v.expected::text, v.found::text
-from costcenter.freeze f
-left join paid using (brand_id, order_no)
-left join given_back g using (brand_id, order_no)
-left join requested q using (brand_id, order_no)
-cross join lateral (values
-    ('paid', coalesce(paid.segments, 0), f.paid),
-    ('released', coalesce(g.released, 0), f.released),
-    ('released on request', coalesce(q.released, 0), f.released),
-    ('timed_out', coalesce(g.timed_out, 0), f.timed_out),
-    ('lines', f.segments, (select sum(s) from unnest(f.line_segments) s))
-) as v(figure, expected, found)
-where f.brand_id = any(%(brands)s) and v.expected <> v.found
-union all
-select 'payment without freeze', paid.brand_id, paid.order_no, 'freeze', 'a freeze', 'none'
-from paid left join costcenter.freeze f using (brand_id, order_no) where f.order_no is null
+# Refunds of messages that receipts reported; whether they were, only their messages can tell.
+UNDELIVERED = f"""
+select brand_id, payment_no, message_id from costcenter.refund where cause = {RefundCause.UNDELIVERED:d}
 """
 
-# Refunds, lines and keys, against each payment's figures.
-PAYMENTS = """
-with refunded as (
-    select r.brand_id, r.payment_no, sum(r.segments) as segments,
-        sum((select sum(s) from unnest(r.line_segments) s)) as lines
-    from costcenter.refund r where r.brand_id = any(%(brands)s) group by r.brand_id, r.payment_no
-)
-select 'payment', y.brand_id, y.payment_no, v.figure, v.expected::text, v.found::text
-from costcenter.payment y
-left join refunded r using (brand_id, payment_no)
-cross join lateral (values
-    ('refunded', coalesce(r.segments, 0), y.refunded),
-    ('lines of refunds', coalesce(r.segments, 0), coalesce(r.lines, 0)),
-    ('lines', y.segments, (select sum(s) from unnest(y.line_segments) s))
-) as v(figure, expected, found)
-where y.brand_id = any(%(brands)s) and v.expected <> v.found
-union all
-select 'payment without key', y.brand_id, y.payment_no, 'payment_key', 'a key', 'none'
-from costcenter.payment y left join costcenter.payment_key k using (brand_id, request_id)
-where y.brand_id = any(%(brands)s) and k.request_id is null
-union all
-select 'refund without payment', r.brand_id, r.payment_no, 'payment', 'a payment', 'none'
-from refunded r left join costcenter.payment y using (brand_id, payment_no) where y.payment_no is null
-"""
-
-# The sums over packages, and the last point of the history, against each balance.
-BALANCES = """
-with sums as (
-    select brand_id, sum(remaining) as total, sum(held) as frozen from costcenter.package_queue
-    where brand_id = any(%(brands)s) group by brand_id
-)
-select 'balance', l.brand_id, l.brand_id::text, v.figure, v.expected::text, v.found::text
-from costcenter.balance l
-left join sums s using (brand_id)
-left join lateral (
-    select h.total, h.frozen from costcenter.balance_history h
-    where h.brand_id = l.brand_id order by h.at desc limit 1
-) h on true
-cross join lateral (values
-    ('total', coalesce(s.total, 0), l.total),
-    ('frozen', coalesce(s.frozen, 0), l.frozen),
-    ('total in the history', coalesce(h.total, 0), l.total),
-    ('frozen in the history', coalesce(h.frozen, 0), l.frozen)
-) as v(figure, expected, found)
-where l.brand_id = any(%(brands)s) and v.expected <> v.found
-"""
-
-# Every paid order has its package, credited as ordered.
-ORDERS = """
-select 'order', o.brand_id, o.package_order_no, 'credited', o.segments::text, coalesce(e.segments, 0)::text
-from costcenter.package_order o
-left join costcenter.entry e
-  on e.brand_id = o.brand_id and e.package_id = o.package_id and e.kind = 1 and e.reference = o.package_order_no
-where o.brand_id = any(%(brands)s) and o.status = 3 and e.segments is distinct from o.segments
-"""
-
-CHECKS = (PACKAGES, FREEZES, PAYMENTS, BALANCES, ORDERS)
-
-# What the ledger says of payments, for comparing with what was paid for.
+# What the ledger says of the payments of some buckets.
 CHARGES = """
 select y.brand_id, y.payment_no, y.request_id, y.segments,
     array(select r.message_id from costcenter.refund r
@@ -189,15 +91,18 @@ select y.brand_id, y.payment_no, y.request_id, y.segments,
           where r.brand_id = y.brand_id and r.payment_no = y.payment_no order by r.message_id),
     array(select r.cause from costcenter.refund r
           where r.brand_id = y.brand_id and r.payment_no = y.payment_no order by r.message_id)
-from costcenter.payment y
-where (y.brand_id, y.payment_no) > (%s, %s)
-order by y.brand_id, y.payment_no limit %s
+from unnest(%s::bigint[], %s::text[]) as k(brand_id, bucket)
+cross join lateral (
+    select * from costcenter.payment y
+    where y.brand_id = k.brand_id and y.payment_no >= k.bucket and y.payment_no < k.bucket || '~' offset 0
+) y
+order by y.brand_id, y.payment_no
 """
 
 OPEN_FREEZES = """
 select f.brand_id, f.order_no, f.request_id, f.segments - f.paid - f.released - f.timed_out
 from costcenter.freeze f
-where f.paid + f.released + f.timed_out < f.segments
+where f.is_open
   and f.expires_at > clock_timestamp() and f.created_at < clock_timestamp() - make_interval(secs => %s)
   and not exists (
     select from costcenter.release_request r
@@ -206,6 +111,18 @@ where f.paid + f.released + f.timed_out < f.segments
   and (f.brand_id, f.order_no) > (%s, %s)
 order by f.brand_id, f.order_no limit %s
 """
+
+Bucket = tuple[int, str]  # brand_id, the beginning of its payments' numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of brands, both ends included, with how many brands and records it holds."""
+
+    first: int
+    last: int
+    brands: int
+    records: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,37 +146,92 @@ class OpenFreeze:
     open: int
 
 
+async def prepare(connection: Connection) -> None:
+    """Have the transaction plan for reading much."""
+    for setting in _SESSION:
+        await connection.execute(setting)
+
+
+async def parts(connection: Connection, count: int, records_max: int, page_size: int) -> list[Part]:
+    """Divide all brands into parts of about the same number of records: `count`, or a multiple of it so that none has
+    many more than `records_max`. A brand is not divided. Every number belongs to a part, also of a brand that lacks.
+    """
+    brands: list[tuple[int, int]] = []
+    after = 0
+    while rows := await (await connection.execute(BRANDS, (after, page_size))).fetchall():
+        brands += [(row[0], row[1]) for row in rows]
+        after = rows[-1][0]
+    total = sum(records for _, records in brands)
+    # A multiple, so that all who work on parts end together.
+    wanted = count * max(1, -(-total // (count * records_max)))
+    ends: list[int] = []
+    passed = 0
+    for brand_id, records in brands[:-1]:
+        passed += records
+        if passed * wanted >= total * (len(ends) + 1) and len(ends) < wanted - 1:
+            ends.append(brand_id)
+    found = []
+    first = 0
+    for last in [*ends, _BRAND_MAX]:
+        of_part = [records for brand_id, records in brands if first <= brand_id <= last]
+        found.append(Part(first, last, len(of_part), sum(of_part)))
+        first = last + 1
+    return found
+
+
 async def brand_pages(connection: Connection, page_size: int) -> AsyncIterator[list[int]]:
     """All brands, a page at a time."""
     after = 0
-    while True:
-        rows = await (await connection.execute(BRANDS, (after, page_size))).fetchall()
-        if not rows:
-            return
+    while rows := await (await connection.execute(BRANDS, (after, page_size))).fetchall():
         yield [row[0] for row in rows]
         after = rows[-1][0]
 
 
 async def differences(connection: Connection, brands: Sequence[int]) -> AsyncIterator[Difference]:
-    """What differs for some brands; the connection is in a snapshot."""
-    for check in CHECKS:
-        cursor = await connection.execute(check, {"brands": list(brands)})
-        async for row in cursor:
+    """What differs for brands that follow on one another; the connection is in a snapshot."""
+    async for difference in check(connection, min(brands), max(brands)):
+        yield difference
+
+
+async def check(connection: Connection, first: int, last: int) -> AsyncIterator[Difference]:
+    """What differs for a range of brands, both ends included; the connection is in a snapshot."""
+    await prepare(connection)
+    span = {"first": first, "last": last}
+    async for row in await connection.execute(store_checks.FIGURES, span):
+        yield Difference(*row)
+    odd = [row[0] for row in await (await connection.execute(store_checks.REPLAY, span)).fetchall()]
+    for brand_id in sorted(odd):
+        named = False
+        async for row in await connection.execute(store_checks.RECORDS, {"first": brand_id, "last": brand_id}):
+            named = True
             yield Difference(*row)
+        if not named:
+            yield Difference("history", brand_id, "records", "replay", "the history", "another")
 
 
-async def charges(connection: Connection, page_size: int) -> AsyncIterator[list[Charge]]:
-    """All payments in the order of brand and number, a page at a time."""
-    after: tuple[int, str] = (0, "")
-    while True:
-        rows = await (await connection.execute(CHARGES, (*after, page_size))).fetchall()
-        if not rows:
-            return
+async def buckets(connection: Connection, page_size: int) -> AsyncIterator[list[tuple[Bucket, tuple[str, ...]]]]:
+    """The sums of every bucket that has payments of messages, in order, a page at a time."""
+    await prepare(connection)
+    async for rows in pages(connection, BUCKETS, (), page_size):
+        yield [((row[0], row[1]), tuple(row[2:])) for row in rows]
+
+
+async def undelivered(connection: Connection, page_size: int) -> AsyncIterator[list[tuple[int, str, str]]]:
+    """(brand_id, payment_no, message_id) of refunds that receipts have caused, a page at a time."""
+    async for rows in pages(connection, UNDELIVERED, (), page_size):
+        yield [(row[0], row[1], row[2]) for row in rows]
+
+
+async def charges(connection: Connection, wanted: Sequence[Bucket], page_size: int) -> AsyncIterator[list[Charge]]:
+    """The payments of some buckets in the order of brand and number, a page at a time."""
+    # Each bucket is looked up.
+    await connection.execute("set local enable_nestloop = on")
+    named = (arrays.integers([brand_id for brand_id, _ in wanted]), arrays.texts([bucket for _, bucket in wanted]))
+    async for rows in pages(connection, CHARGES, named, page_size):
         yield [
             Charge(row[0], row[1], row[2], row[3], dict(zip(row[4], zip(row[5], row[6], strict=True), strict=True)))
             for row in rows
         ]
-        after = (rows[-1][0], rows[-1][1])
 
 
 async def open_freezes(connection: Connection, older_than_seconds: float, page_size: int) -> AsyncIterator[OpenFreeze]:

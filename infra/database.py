@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
 import structlog
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -143,6 +144,23 @@ class Database:
             await connection.execute("set transaction isolation level repeatable read, read only")
             yield connection
 
+    @asynccontextmanager
+    async def snapshots(self, count: int) -> AsyncIterator[list[Connection]]:
+        """Lend several connections in one read-only snapshot: all of them see the same moment.
+
+        Parameters: `count` connections, at most the pool's size.
+        """
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(self.snapshot())
+            row = await (await first.execute("select pg_export_snapshot()")).fetchone()
+            assert row is not None
+            connections = [first]
+            for _ in range(count - 1):
+                connection = await stack.enter_async_context(self.snapshot())
+                await connection.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(row[0])))
+                connections.append(connection)
+            yield connections
+
     async def reachable(self, timeout_seconds: float = 2) -> bool:
         """Tell whether a statement comes back in time."""
         try:
@@ -200,6 +218,16 @@ class Session:
         """Disconnect."""
         if self._connection is not None:
             self._connection.close()
+
+
+async def pages(
+    connection: Connection, query: str, parameters: Sequence[object] | Mapping[str, object], page_size: int
+) -> AsyncIterator[list[tuple[Any, ...]]]:
+    """The rows of a query, a page at a time and no more of them in memory; the connection is in a transaction."""
+    async with connection.cursor(name="pages") as cursor:
+        await cursor.execute(query.encode(), parameters)
+        while rows := await cursor.fetchmany(page_size):
+            yield rows
 
 
 def sqlalchemy_url(url: str) -> str:

@@ -39,11 +39,15 @@ def reconcile(as_json: bool) -> int:
     async def body() -> int:
         async with _servers(StackSettings.load()) as settings:
             with screen.status("reading") as status:
-                found.extend(
-                    await reconciliation.run(
-                        settings, progress=lambda what, count: status.update(f"{what}: {count:,} compared")
-                    )
-                )
+
+                def show(what: str, done: int, total: int) -> None:
+                    line = f"{what}: {done:,} of {total:,} ({done / total:.0%})" if total else f"{what}: {done:,}"
+                    status.update(line)
+                    # Where nobody sees a line change, each is one of its own; programs want none.
+                    if not screen.is_terminal and not as_json:
+                        screen.print(line)
+
+                found.extend(await reconciliation.run(settings, progress=show))
         return 0
 
     _interruptible(body)

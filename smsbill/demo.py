@@ -91,7 +91,7 @@ async def _checked(
     final: bool,
 ) -> dict[str, Any]:
     """Every figure against every other; the summary."""
-    differences = await reconcile.run(stack.reconcile_settings(), progress=lambda what, count: None)
+    differences = await reconcile.run(stack.reconcile_settings(), progress=lambda _what, _done, _total: None)
     screen.step(f"reconciled: {len(differences)} differences")
     entries = await record_check.carrier_record(stack.file.simulator_url)
     ours = await record_check.messages_of(client, brands, stack.started_at)

@@ -8,22 +8,54 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from infra import arrays
-from infra.database import Connection
+from infra.database import Connection, pages
 from infra.differences import Difference
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.queues import QueueItem, Queues, queue_of
 from smsgateway.schema import DispatchState, MessageState, OutboxKind
 
-# Every message that was charged, in the order of the ledger's payments. While a message has a dispatch, its payment is
-# noted there.
+_CHARGED_STATES = (MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED, MessageState.EXPIRED)
+_CHARGED = ", ".join(f"{state:d}" for state in _CHARGED_STATES)
+
+# The sums of every bucket of payments (`costcenter.reconciliation`) as the messages tell them, by the same weights,
+# and how many messages were sent without a payment. While a message has a dispatch, its payment is noted there.
+BUCKETS = f"""
+select brand_id, bucket, sum(segments * (hash & 2147483647))::text, sum(segments * ((hash >> 32) & 2147483647))::text,
+    coalesce(sum(segments * (failed & 2147483647)), 0)::text,
+    coalesce(sum(segments * ((failed >> 32) & 2147483647)), 0)::text,
+    count(*) filter (where bucket is null)
+from (
+    select m.brand_id, left(coalesce(m.payment_no, d.payment_no), %(length)s) as bucket, m.segments::bigint as segments,
+        hashtextextended(coalesce(m.payment_no, d.payment_no), 0) as hash,
+        case when d.dispatch_id is null and m.state not in ({_CHARGED}) then hashtextextended(m.message_id, 0) end
+            as failed
+    from smsgateway.message m
+    left join smsgateway.dispatch d on d.brand_id = m.brand_id and d.dispatch_id = m.dispatch_id
+    where coalesce(m.payment_no, d.payment_no) is not null or m.state in ({_CHARGED})
+) messages
+group by brand_id, bucket
+order by brand_id, bucket
+"""
+
+# Every charged message of some buckets, in the order of the ledger's payments.
 CHARGED_MESSAGES = """
-declare charged_messages cursor for
 select m.brand_id, coalesce(m.payment_no, d.payment_no) as payment_no, m.message_id, m.segments, m.state,
     d.dispatch_id is not null
 from smsgateway.message m
 left join smsgateway.dispatch d on d.brand_id = m.brand_id and d.dispatch_id = m.dispatch_id
-where coalesce(m.payment_no, d.payment_no) is not null
+where m.brand_id = any(%s::bigint[])
+  and (m.brand_id, left(coalesce(m.payment_no, d.payment_no), %s)) in (
+    select * from unnest(%s::bigint[], %s::text[])
+  )
 order by m.brand_id, payment_no, m.message_id
+"""
+
+# Which of some messages are no messages of their payments.
+STRANGERS = """
+select k.brand_id, k.payment_no
+from unnest(%s::bigint[], %s::text[], %s::text[]) as k(brand_id, payment_no, message_id)
+left join smsgateway.message m on m.brand_id = k.brand_id and m.message_id = k.message_id
+where m.payment_no is distinct from k.payment_no
 """
 
 # What dispatches that nobody has paid for yet hold of each freeze.
@@ -35,9 +67,8 @@ where payment_no is null and order_no is not null group by brand_id, order_no
 # What the carrier took without anybody having paid.
 UNPAID = f"""
 select brand_id, message_id from smsgateway.message
-where payment_no is null and state in ({MessageState.SENT:d}, {MessageState.DELIVERED:d}, {MessageState.UNDELIVERED:d},
-  {MessageState.EXPIRED:d}) and (brand_id, message_id) > (%s, %s)
-order by brand_id, message_id limit %s
+where brand_id = %s and payment_no is null and state in ({_CHARGED}) and message_id > %s
+order by message_id limit %s
 """
 
 IN_FLIGHT = "select brand_id, dispatch_id from smsgateway.dispatch where payment_no is null"
@@ -78,28 +109,48 @@ class Owed:
     freezes: frozenset[tuple[int, str]]
 
 
-async def charged_messages(connection: Connection, page_size: int) -> AsyncIterator[list[ChargedMessage]]:
-    """Every charged message in the order of brand and payment, a page at a time; the connection is in a snapshot."""
-    await connection.execute(CHARGED_MESSAGES)
-    while True:
-        # PostgreSQL takes no parameter here; the number is ours.
-        rows = await (await connection.execute(f"fetch {page_size:d} from charged_messages")).fetchall()
-        if not rows:
-            break
+async def buckets(
+    connection: Connection, length: int, page_size: int
+) -> AsyncIterator[list[tuple[int, str | None, tuple[str, ...], int]]]:
+    """(brand_id, bucket, its sums, messages sent without a payment) in order, a page at a time.
+
+    Parameters: `length` of a bucket's name. What has no payment is a bucket None.
+    """
+    async for rows in pages(connection, BUCKETS, {"length": length}, page_size):
+        yield [(row[0], row[1], tuple(row[2:6]), row[6]) for row in rows]
+
+
+async def charged_messages(
+    connection: Connection, wanted: Sequence[tuple[int, str]], length: int, page_size: int
+) -> AsyncIterator[list[ChargedMessage]]:
+    """Every charged message of some buckets in the order of brand and payment, a page at a time."""
+    brand_ids = [brand_id for brand_id, _ in wanted]
+    named = (arrays.integers(brand_ids), arrays.texts([bucket for _, bucket in wanted]))
+    parameters = (arrays.integers(sorted(set(brand_ids))), length, *named)
+    async for rows in pages(connection, CHARGED_MESSAGES, parameters, page_size):
         yield [ChargedMessage(*row) for row in rows]
-    await connection.execute("close charged_messages")
 
 
-async def sent_unpaid(connection: Connection, page_size: int) -> AsyncIterator[Difference]:
-    """Messages that were sent and have no payment."""
-    after: tuple[int, str] = (0, "")
+async def strangers(connection: Connection, refunds: Sequence[tuple[int, str, str]]) -> set[tuple[int, str]]:
+    """(brand_id, payment_no) of those refunds (brand_id, payment_no, message_id) that are of no message of theirs."""
+    parameters = (
+        arrays.integers([refund[0] for refund in refunds]),
+        arrays.texts([refund[1] for refund in refunds]),
+        arrays.texts([refund[2] for refund in refunds]),
+    )
+    return {(row[0], row[1]) for row in await (await connection.execute(STRANGERS, parameters)).fetchall()}
+
+
+async def sent_unpaid(connection: Connection, brand_id: int, page_size: int) -> AsyncIterator[Difference]:
+    """Messages of a brand that were sent and have no payment."""
+    after = ""
     while True:
-        rows = await (await connection.execute(UNPAID, (*after, page_size))).fetchall()
-        for brand_id, message_id in rows:
+        rows = await (await connection.execute(UNPAID, (brand_id, after, page_size))).fetchall()
+        for _, message_id in rows:
             yield Difference("message without payment", brand_id, message_id, "payment", "a payment", "none")
         if len(rows) < page_size:
             return
-        after = (rows[-1][0], rows[-1][1])
+        after = rows[-1][1]
 
 
 async def expected_open(connection: Connection) -> dict[tuple[int, str], int]:
