@@ -17,6 +17,7 @@ nobody polls. A notice may be lost; walking the ready sets finds what it announc
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ PARTITIONS = 256
 GROUP = "senders"
 RECEIPT_GROUP = "receipts"
 READY_CHANNEL = "sms:ready"
+# Queues that one script call reads or acknowledges, so that none holds Redis up for long.
+_QUEUES_PER_CALL = 64
 # In front of a key in a notice: its lease was given back.
 FREED = "!"
 # What a queue's entry and an entry of receipts call their value; short, because each entry stores it.
@@ -49,19 +52,21 @@ _TYPE_NUMBERS = {name: number for number, name in _TYPE_NAMES.items()}
 _MODE_NAMES = {Mode.SINGLE: "single", Mode.BATCH: "batch"}
 _MODE_NUMBERS = {name: mode for mode, name in _MODE_NAMES.items()}
 
-# KEYS ready, then the streams. ARGV per entry: number of its stream in KEYS, id.
+# KEYS ready sets and streams. ARGV per entry: number of its ready set in KEYS, number of its stream, id. Says so, too.
 _PUSH = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local entries, marked = {}, {}
-for at = 1, #ARGV, 2 do
-  local stream = KEYS[tonumber(ARGV[at])]
-  entries[#entries + 1] = redis.call('XADD', stream, '*', 'i', ARGV[at + 1])
+local entries, marked, names = {}, {}, {}
+for at = 1, #ARGV, 3 do
+  local stream = KEYS[tonumber(ARGV[at + 1])]
+  entries[#entries + 1] = redis.call('XADD', stream, '*', 'i', ARGV[at + 2])
   if not marked[stream] then
     marked[stream] = true
-    redis.call('ZADD', KEYS[1], 'NX', now, stream)
+    names[#names + 1] = stream
+    redis.call('ZADD', KEYS[tonumber(ARGV[at])], 'NX', now, stream)
   end
 end
+redis.call('PUBLISH', 'sms:ready', table.concat(names, ' '))
 return entries
 """
 
@@ -83,28 +88,51 @@ redis.pcall('XGROUP', 'CREATE', KEYS[2], 'senders', '0', 'MKSTREAM')
 return {1, tonumber(epoch)}
 """
 
-# KEYS lease, stream. ARGV lease's value, count, where to start: an entry id (what was read before and not acknowledged,
-# after it) or '>' (what nobody read). Gives false when the lease is not ours.
+# KEYS per queue: lease, stream. ARGV per queue: lease's value, count, where to start: an entry id (what was read before
+# and not acknowledged, after it) or '>' (what nobody read). Gives per queue false when the lease is not ours.
 _READ = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
-local function read()
-  return redis.pcall('XREADGROUP', 'GROUP', 'senders', 'lessee', 'COUNT', ARGV[2], 'STREAMS', KEYS[2], ARGV[3])
-end
-local reply = read()
-if type(reply) == 'table' and reply.err then
-  redis.call('XGROUP', 'CREATE', KEYS[2], 'senders', '0', 'MKSTREAM')
-  reply = read()
-  if type(reply) == 'table' and reply.err then return redis.error_reply(reply.err) end
-end
-local flat = {}
-if reply then
-  for _, entry in ipairs(reply[1][2]) do
-    flat[#flat + 1] = entry[1]
-    -- An entry that was deleted while it was pending has no fields any more.
-    flat[#flat + 1] = entry[2] and entry[2][2] or ''
+local function read(lease, stream, value, count, start)
+  if redis.call('GET', lease) ~= value then return false end
+  local function ask()
+    return redis.pcall('XREADGROUP', 'GROUP', 'senders', 'lessee', 'COUNT', count, 'STREAMS', stream, start)
   end
+  local reply = ask()
+  if type(reply) == 'table' and reply.err then
+    redis.call('XGROUP', 'CREATE', stream, 'senders', '0', 'MKSTREAM')
+    reply = ask()
+    if type(reply) == 'table' and reply.err then return redis.error_reply(reply.err) end
+  end
+  local flat = {}
+  if reply then
+    for _, entry in ipairs(reply[1][2]) do
+      flat[#flat + 1] = entry[1]
+      -- An entry that was deleted while it was pending has no fields any more.
+      flat[#flat + 1] = entry[2] and entry[2][2] or ''
+    end
+  end
+  return flat
 end
-return flat
+local replies = {}
+for queue = 0, #KEYS / 2 - 1 do
+  local k, a = 2 * queue, 3 * queue
+  replies[queue + 1] = read(KEYS[k + 1], KEYS[k + 2], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+end
+return replies
+"""
+
+# KEYS streams. ARGV per stream: how many entries, and their ids.
+_ACKNOWLEDGE = """
+local at = 1
+for _, stream in ipairs(KEYS) do
+  local count = tonumber(ARGV[at])
+  for place = at + 1, at + count do
+    -- A queue that Redis lost with its group has nothing to acknowledge.
+    redis.pcall('XACK', stream, 'senders', ARGV[place])
+    redis.call('XDEL', stream, ARGV[place])
+  end
+  at = at + count + 1
+end
+return 0
 """
 
 # KEYS lease. ARGV lease's value, ttl in ms.
@@ -297,6 +325,7 @@ class Queues:
         self._push = redis.register_script(_PUSH)
         self._lease = redis.register_script(_LEASE)
         self._read = redis.register_script(_READ)
+        self._acknowledge = redis.register_script(_ACKNOWLEDGE)
         self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
 
@@ -316,21 +345,25 @@ class Queues:
         entries = [""] * len(items)
         calls: list[tuple[list[str], list[str]]] = []
         places: list[list[int]] = []
-        by_partition: dict[int, list[int]] = {}
-        for place, item in enumerate(items):
-            by_partition.setdefault(item.brand_id % PARTITIONS, []).append(place)
-        for partition, group in by_partition.items():
+        for group in self._groups_of_a_script(items):
             for start in range(0, len(group), self._group_max):
                 part = group[start : start + self._group_max]
-                keys, arguments = _push_call(ready_key(partition), [items[place] for place in part])
-                calls.append((keys, arguments))
+                calls.append(_push_call([items[place] for place in part]))
                 places.append(part)
         replies = await self._run(self._push, calls)
         for part, reply in zip(places, replies, strict=True):
             for place, entry in zip(part, reply, strict=True):
                 entries[place] = _text(entry)
-        await self._announce({key for keys, _ in calls for key in keys[1:]})
         return entries
+
+    def _groups_of_a_script(self, items: Sequence[QueueItem]) -> list[list[int]]:
+        """Places of items whose keys one script may touch: all of them, or on a cluster those of a partition."""
+        if not isinstance(self._redis, RedisCluster):
+            return [list(range(len(items)))]
+        by_partition: dict[int, list[int]] = {}
+        for place, item in enumerate(items):
+            by_partition.setdefault(item.brand_id % PARTITIONS, []).append(place)
+        return list(by_partition.values())
 
     async def push_receipts(self, items: Sequence[ReceiptItem]) -> None:
         """Queue receipts, on a stream picked at random."""
@@ -394,7 +427,9 @@ class Queues:
             for lease, count, start in requests
         ]
         results: list[list[Entry] | None] = []
-        for reply in await self._run(self._read, calls):
+        for reply in itertools.chain.from_iterable(await self._run(self._read, self._together(calls))):
+            if isinstance(reply, Exception):
+                raise reply
             if reply is None:
                 results.append(None)
                 continue
@@ -409,12 +444,17 @@ class Queues:
             by_key.setdefault(queue.key, []).append(entry)
         if not by_key:
             return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for key, ids in by_key.items():
-                pipe.xack(key, GROUP, *ids)
-                pipe.xdel(key, *ids)
-            # A queue that Redis lost with its group has nothing to acknowledge.
-            _raise_other_than(await pipe.execute(raise_on_error=False), "NOGROUP")
+        calls = [([key], [str(len(ids)), *ids]) for key, ids in by_key.items()]
+        await self._run(self._acknowledge, self._together(calls))
+
+    def _together(self, calls: Sequence[tuple[list[str], list[str]]]) -> Sequence[tuple[list[str], list[str]]]:
+        """One call of a script that works on several queues; on a cluster one for each queue."""
+        if isinstance(self._redis, RedisCluster):
+            return calls
+        return [
+            ([key for keys, _ in part for key in keys], [argument for _, arguments in part for argument in arguments])
+            for part in (calls[start : start + _QUEUES_PER_CALL] for start in range(0, len(calls), _QUEUES_PER_CALL))
+        ]
 
     async def present(self, items: Sequence[tuple[QueueItem, str | None]]) -> list[bool]:
         """Whether Redis still has the entry that a dispatch was queued with."""
@@ -560,18 +600,17 @@ class Queues:
         return replies
 
 
-def _push_call(ready: str, items: Sequence[QueueItem]) -> tuple[list[str], list[str]]:
-    keys = [ready]
+def _push_call(items: Sequence[QueueItem]) -> tuple[list[str], list[str]]:
     numbers: dict[str, str] = {}
     arguments: list[str] = []
+
+    def number(key: str) -> str:
+        return numbers.setdefault(key, str(len(numbers) + 1))
+
     for item in items:
-        key = stream_key(item.brand_id, item.sms_type, item.mode)
-        number = numbers.get(key)
-        if number is None:
-            keys.append(key)
-            numbers[key] = number = str(len(keys))
-        arguments += (number, item.id)
-    return keys, arguments
+        ready = number(ready_key(item.brand_id % PARTITIONS))
+        arguments += (ready, number(stream_key(item.brand_id, item.sms_type, item.mode)), item.id)
+    return list(numbers), arguments
 
 
 def _raise_other_than(replies: Sequence[object], word: str) -> None:
