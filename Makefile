@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint protos docs bench lock clean
+.PHONY: help run demo test prove lint protos docs bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -27,6 +27,9 @@ demo: $(VENV)/.run ## The same, wait until all is final, check every figure, sto
 
 test: $(VENV)/.dev ## Run every test
 	$(BIN)/python -m pytest
+
+prove: $(VENV)/.dev ## Minutes of random sequences on the ledger and on broken copies of it (SEED=, PROVE_SECONDS=, ONLY=)
+	$(BIN)/python -m scripts.prove
 
 lint: $(VENV)/.dev ## Style, types, protos
 	$(BIN)/ruff check .

@@ -597,7 +597,12 @@ class Book:
     ) -> int | None:
         """Book what comes back to a package after its end: into the package of its refunds, or as expired (None)."""
         assert origin.expires_at is not None
-        end = validity_end(origin.expires_at, self.terms.refund_grace_days, None, brand.time_zone)
+        package = next((package for package in self._queues[brand.brand_id] if package.is_refund_of(origin)), None)
+        if package is None:
+            end = validity_end(origin.expires_at, self.terms.refund_grace_days, None, brand.time_zone)
+        else:
+            # The first refund has settled it: a time zone that changed since, or a setting, moves no end.
+            end = package.expires_at
         assert end is not None
         # The refunds of a refund package get no package again: else failing on purpose would prolong it for ever.
         if origin.source == PackageSource.REFUND or end <= now:
@@ -606,7 +611,6 @@ class Book:
             brand.total += segments
             self._expire(brand, origin, segments, now, EntryKind.EXPIRE_BACK, payment_no)
             return None
-        package = next((package for package in self._queues[brand.brand_id] if package.is_refund_of(origin)), None)
         if package is None:
             package = self._new_package(
                 brand,
@@ -858,7 +862,7 @@ def _supersedes(state: int, before: int) -> bool:
     """Whether a receipt replaces the one before: a final one a pending one, and delivered everything."""
     if before == ReceiptState.DELIVERED:
         return False
-    return before == ReceiptState.PENDING or state == ReceiptState.DELIVERED
+    return state == ReceiptState.DELIVERED or (before == ReceiptState.PENDING and state != ReceiptState.PENDING)
 
 
 def _require_active(brand: Brand) -> None:

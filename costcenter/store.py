@@ -1119,7 +1119,7 @@ DELETE_OLD_KEYS = """
 delete from costcenter.idempotency_key i
 using (
     select brand_id, operation, request_id from costcenter.idempotency_key
-    where created_at < clock_timestamp() + make_interval(secs => %s) - make_interval(days => %s) limit %s
+    where created_at <= clock_timestamp() + make_interval(secs => %s) - make_interval(days => %s) limit %s
     for update skip locked
 ) v
 where i.brand_id = v.brand_id and i.operation = v.operation and i.request_id = v.request_id

@@ -172,6 +172,30 @@ def test_later_refunds_of_the_grace_join_the_same_package() -> None:
     assert (after.package_id, after.granted, after.remaining, after.expires_at) == (before.package_id, 6, 6, end)
 
 
+@pytest.mark.parametrize(("before", "after"), [("UTC", "Europe/Berlin"), ("Europe/Berlin", "UTC")])
+def test_the_first_refund_settles_the_end_of_the_grace(before: str, after: str) -> None:
+    """A time zone that changes later moves it neither forward nor back, though its days would end at another hour."""
+    start = datetime(2024, 3, 1, 12, tzinfo=UTC)  # Berlin's clocks change before the grace ends
+    ledger = Ledger(now=start, time_zone=before)
+    origin = ledger.grant(10, start + DAY)
+    payment = ledger.charge(10)
+    ledger.advance(2 * DAY)
+    ledger.status(payment, ("m1", 4))
+    refunds = ledger.refund_package(origin)
+    assert refunds is not None
+    assert refunds.expires_at is not None
+    end = refunds.expires_at
+    ledger.put_brand(time_zone=after)
+    ledger.advance(end - TICK - ledger.now)
+    ledger.status(payment, ("m2", 1))
+    assert ledger.refund(payment, "m2").targets == [refunds.package_id]
+    assert ledger.available() == 5
+    ledger.advance(TICK)
+    ledger.status(payment, ("m3", 2))
+    assert ledger.refund(payment, "m3").targets == [None]
+    assert ledger.figures() == (0, 0, 0)
+
+
 def test_a_refund_joins_its_package_though_that_was_spent() -> None:
     """A refund package with nothing left is still the one."""
     ledger = Ledger()
@@ -303,11 +327,14 @@ def test_a_receipt_refunds_once() -> None:
 
 
 def test_a_pending_receipt_gives_way_to_a_final_one_only() -> None:
-    """The record follows the message: pending, then final; a pending one that comes late changes nothing."""
+    """The record follows the message: pending, then final; another pending one changes nothing, early or late."""
     ledger = Ledger(refund_undelivered=True)
     ledger.grant(10)
     payment = ledger.charge(6)
-    ledger.receipt(payment, "m1", 1, "pending")
+    ledger.receipt(payment, "m1", 1, "pending", "ACCEPTD")
+    ledger.receipt(payment, "m1", 2, "pending", "ENROUTE")
+    pending = ledger.recorded_receipt(payment, "m1")
+    assert (pending.segments, pending.carrier_code) == (1, "ACCEPTD")
     assert ledger.receipt(payment, "m1", 1, "undelivered") == 1
     ledger.receipt(payment, "m1", 1, "pending")
     assert ledger.recorded_receipt(payment, "m1").state == ReceiptState.UNDELIVERED
@@ -325,6 +352,17 @@ def test_a_delivery_after_a_refund_is_the_houses_loss() -> None:
     assert ledger.figures() == (6, 0, 6)
     ledger.receipt(payment, "m1", 1, "delivered", "AGAIN")
     assert ledger.recorded_receipt(payment, "m1") == receipt
+
+
+def test_a_doubled_receipt_does_not_refund_after_a_change_of_the_setting() -> None:
+    """The first final receipt has decided; the same news once more decides nothing."""
+    ledger = Ledger(refund_undelivered=False)
+    ledger.grant(10)
+    payment = ledger.charge(6)
+    ledger.receipt(payment, "m1", 2, "undelivered")
+    ledger.put_brand(refund_undelivered=True)
+    assert ledger.receipt(payment, "m1", 2, "undelivered") == 0
+    assert ledger.figures() == (4, 0, 4)
 
 
 def test_what_was_delivered_is_not_refunded_by_a_later_receipt() -> None:

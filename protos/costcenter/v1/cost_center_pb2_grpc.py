@@ -145,7 +145,7 @@ class CostCenterServicer:
 
     def PackagePaidCallBack(self, request, context):
         """Says that an order was paid and credits its package: once, however often the call comes.
-        Role finance. NOT_FOUND: PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
+        Role finance. NOT_FOUND: BRAND_NOT_FOUND, PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
         ALREADY_EXISTS: IDEMPOTENCY_CONFLICT for another payment_reference.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -163,7 +163,7 @@ class CostCenterServicer:
     def SmsSendPay(self, request, context):
         """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
         the message or the chunk of a batch, and is unique for ever.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +172,7 @@ class CostCenterServicer:
     def SmsReleaseFreezeNum(self, request, context):
         """Asks that all or part of what is open of a freeze goes back. The request is recorded durably and
         applied soon after; what is not open any more by then is left alone.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +180,7 @@ class CostCenterServicer:
 
     def ExtendFreeze(self, request, context):
         """Moves the end of an open freeze, at most to 7 days (a setting) after its creation.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
         INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -190,7 +190,7 @@ class CostCenterServicer:
     def SmsSendStatusCallBack(self, request, context):
         """Settles a payment: everything was sent but the failed messages named, whose segments go back. A message
         of a payment is refunded at most once, for ever; naming it again changes nothing.
-        Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +199,7 @@ class CostCenterServicer:
     def SmsReceiptStatusCallBack(self, request, context):
         """Records the delivery receipt of one message; a final failure refunds it where the brand's setting
         refund_undelivered is on.
-        Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

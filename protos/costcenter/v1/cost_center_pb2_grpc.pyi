@@ -46,7 +46,7 @@ class CostCenterStub:
     """
     PackagePaidCallBack: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.PackagePaidCallBackRequest, _cost_center_pb2.PackagePaidCallBackResponse]
     """Says that an order was paid and credits its package: once, however often the call comes.
-    Role finance. NOT_FOUND: PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
+    Role finance. NOT_FOUND: BRAND_NOT_FOUND, PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
     ALREADY_EXISTS: IDEMPOTENCY_CONFLICT for another payment_reference.
     """
     SmsSendPrePay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPrePayRequest, _cost_center_pb2.SmsSendPrePayResponse]
@@ -56,27 +56,27 @@ class CostCenterStub:
     SmsSendPay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPayRequest, _cost_center_pb2.SmsSendPayResponse]
     """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
     the message or the chunk of a batch, and is unique for ever.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
     """
     SmsReleaseFreezeNum: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsReleaseFreezeNumRequest, _cost_center_pb2.SmsReleaseFreezeNumResponse]
     """Asks that all or part of what is open of a freeze goes back. The request is recorded durably and
     applied soon after; what is not open any more by then is left alone.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND.
     """
     ExtendFreeze: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.ExtendFreezeRequest, _cost_center_pb2.ExtendFreezeResponse]
     """Moves the end of an open freeze, at most to 7 days (a setting) after its creation.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
     INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
     """
     SmsSendStatusCallBack: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendStatusCallBackRequest, _cost_center_pb2.SmsSendStatusCallBackResponse]
     """Settles a payment: everything was sent but the failed messages named, whose segments go back. A message
     of a payment is refunded at most once, for ever; naming it again changes nothing.
-    Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     SmsReceiptStatusCallBack: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsReceiptStatusCallBackRequest, _cost_center_pb2.SmsReceiptStatusCallBackResponse]
     """Records the delivery receipt of one message; a final failure refunds it where the brand's setting
     refund_undelivered is on.
-    Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     BatchSmsSendPrePay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPrePayRequest, _cost_center_pb2.BatchSmsSendPrePayResponse]
     """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller."""
@@ -114,7 +114,7 @@ class CostCenterAsyncStub(CostCenterStub):
     """
     PackagePaidCallBack: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.PackagePaidCallBackRequest, _cost_center_pb2.PackagePaidCallBackResponse]  # type: ignore[assignment]
     """Says that an order was paid and credits its package: once, however often the call comes.
-    Role finance. NOT_FOUND: PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
+    Role finance. NOT_FOUND: BRAND_NOT_FOUND, PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
     ALREADY_EXISTS: IDEMPOTENCY_CONFLICT for another payment_reference.
     """
     SmsSendPrePay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPrePayRequest, _cost_center_pb2.SmsSendPrePayResponse]  # type: ignore[assignment]
@@ -124,27 +124,27 @@ class CostCenterAsyncStub(CostCenterStub):
     SmsSendPay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPayRequest, _cost_center_pb2.SmsSendPayResponse]  # type: ignore[assignment]
     """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
     the message or the chunk of a batch, and is unique for ever.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
     """
     SmsReleaseFreezeNum: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsReleaseFreezeNumRequest, _cost_center_pb2.SmsReleaseFreezeNumResponse]  # type: ignore[assignment]
     """Asks that all or part of what is open of a freeze goes back. The request is recorded durably and
     applied soon after; what is not open any more by then is left alone.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND.
     """
     ExtendFreeze: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.ExtendFreezeRequest, _cost_center_pb2.ExtendFreezeResponse]  # type: ignore[assignment]
     """Moves the end of an open freeze, at most to 7 days (a setting) after its creation.
-    Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
     INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
     """
     SmsSendStatusCallBack: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendStatusCallBackRequest, _cost_center_pb2.SmsSendStatusCallBackResponse]  # type: ignore[assignment]
     """Settles a payment: everything was sent but the failed messages named, whose segments go back. A message
     of a payment is refunded at most once, for ever; naming it again changes nothing.
-    Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     SmsReceiptStatusCallBack: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsReceiptStatusCallBackRequest, _cost_center_pb2.SmsReceiptStatusCallBackResponse]  # type: ignore[assignment]
     """Records the delivery receipt of one message; a final failure refunds it where the brand's setting
     refund_undelivered is on.
-    Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+    Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
     """
     BatchSmsSendPrePay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.BatchSmsSendPrePayRequest, _cost_center_pb2.BatchSmsSendPrePayResponse]  # type: ignore[assignment]
     """Many SmsSendPrePay in one call: the same as one after another, each with its own result. Role biller."""
@@ -191,7 +191,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.PackagePaidCallBackResponse, _abc.Awaitable[_cost_center_pb2.PackagePaidCallBackResponse]]:
         """Says that an order was paid and credits its package: once, however often the call comes.
-        Role finance. NOT_FOUND: PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
+        Role finance. NOT_FOUND: BRAND_NOT_FOUND, PACKAGE_ORDER_NOT_FOUND. FAILED_PRECONDITION: AMOUNT_MISMATCH.
         ALREADY_EXISTS: IDEMPOTENCY_CONFLICT for another payment_reference.
         """
 
@@ -213,7 +213,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cost_center_pb2.SmsSendPayResponse, _abc.Awaitable[_cost_center_pb2.SmsSendPayResponse]]:
         """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
         the message or the chunk of a batch, and is unique for ever.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_INSUFFICIENT.
         """
 
     @_abc_1.abstractmethod
@@ -224,7 +224,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cost_center_pb2.SmsReleaseFreezeNumResponse, _abc.Awaitable[_cost_center_pb2.SmsReleaseFreezeNumResponse]]:
         """Asks that all or part of what is open of a freeze goes back. The request is recorded durably and
         applied soon after; what is not open any more by then is left alone.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -234,7 +234,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.ExtendFreezeResponse, _abc.Awaitable[_cost_center_pb2.ExtendFreezeResponse]]:
         """Moves the end of an open freeze, at most to 7 days (a setting) after its creation.
-        Role biller. NOT_FOUND: FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, FREEZE_NOT_FOUND. FAILED_PRECONDITION: FREEZE_EXPIRED, FREEZE_SETTLED.
         INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
         """
 
@@ -246,7 +246,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cost_center_pb2.SmsSendStatusCallBackResponse, _abc.Awaitable[_cost_center_pb2.SmsSendStatusCallBackResponse]]:
         """Settles a payment: everything was sent but the failed messages named, whose segments go back. A message
         of a payment is refunded at most once, for ever; naming it again changes nothing.
-        Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +257,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cost_center_pb2.SmsReceiptStatusCallBackResponse, _abc.Awaitable[_cost_center_pb2.SmsReceiptStatusCallBackResponse]]:
         """Records the delivery receipt of one message; a final failure refunds it where the brand's setting
         refund_undelivered is on.
-        Role biller. NOT_FOUND: PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
+        Role biller. NOT_FOUND: BRAND_NOT_FOUND, PAYMENT_NOT_FOUND. FAILED_PRECONDITION: REFUND_EXCEEDS_PAYMENT.
         """
 
     @_abc_1.abstractmethod
