@@ -72,17 +72,32 @@ Any call may also get:
 
 | Status | Reason | When |
 |---|---|---|
-| `UNAUTHENTICATED` | `UNAUTHENTICATED` | no token, or one that is unknown, revoked or ended |
-| `PERMISSION_DENIED` | `ROLE_NOT_ALLOWED` | the token lacks the role |
-| `PERMISSION_DENIED` | `BRAND_NOT_ALLOWED` | the token does not hold for the brand, or not for all brands |
-| `INVALID_ARGUMENT` | `BAD_REQUEST` | fields break their rules; each is named |
-| `RESOURCE_EXHAUSTED` | `OVERLOADED` | a bounded queue is full; nothing was done, call again later |
-| `UNAVAILABLE` | `UNAVAILABLE` | a part cannot be reached; call again with the same `request_id` |
-| `INTERNAL` | `INTERNAL` | an error of the service; its log has the details |
+{any_call}
+
+All reasons with the calls that give them are listed [below](#refusals).
 
 **Idempotency** is by `request_id`, per brand and kind of call: the same content gets the first reply again, other
 content `ALREADY_EXISTS` (`IDEMPOTENCY_CONFLICT`). A refusal is not kept: the same call is judged anew. A call without a
 reply had no effect or its one effect; the same call settles which.
+"""
+
+# What any call may get, and when.
+ANY_CALL = {
+    ("UNAUTHENTICATED", "UNAUTHENTICATED"): "no token, or one that is unknown, revoked or ended",
+    ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED"): "the token lacks the role",
+    ("PERMISSION_DENIED", "BRAND_NOT_ALLOWED"): "the token does not hold for the brand, or not for all brands",
+    ("INVALID_ARGUMENT", "BAD_REQUEST"): "fields break their rules; each is named",
+    ("RESOURCE_EXHAUSTED", "OVERLOADED"): "a bounded queue is full; nothing was done, call again later",
+    ("UNAVAILABLE", "UNAVAILABLE"): "a part cannot be reached; call again with the same `request_id`",
+    ("INTERNAL", "INTERNAL"): "an error of the service; its log has the details",
+}
+
+REFUSALS_INTRODUCTION = """## Refusals
+
+The closed list: each reason, its status, and the calls that give it. A batch call gives them to its items. When each
+is given is told in [ledger.md](ledger.md#refusals). Before a call reaches the service, the gRPC library answers by
+itself, without a reason: `UNIMPLEMENTED` for a method that is not there, `RESOURCE_EXHAUSTED` for a message beyond
+`SMSBILL_GRPC_MESSAGE_BYTES_MAX` or a call beyond `SMSBILL_GRPC_CALLS_MAX`, `INTERNAL` for bytes that are no message.
 """
 
 SETTINGS_INTRODUCTION = """# Settings
@@ -198,9 +213,10 @@ class RpcPage:
 
     def text(self) -> str:
         """The page."""
-        parts = [RPC_INTRODUCTION.format(notice=NOTICE)]
+        parts = [RPC_INTRODUCTION.format(notice=NOTICE, any_call=_any_call())]
         for service, module, port in SERVICES:
             parts.append(self._service(service, importlib.import_module(module).PERMISSIONS, port))
+        parts.append(self._refusals())
         undescribed = set(self._protos.services) - {service for service, _, _ in SERVICES}
         if undescribed:
             sys.exit(f"services without a chapter in {Path(__file__).name}: {', '.join(sorted(undescribed))}")
@@ -284,6 +300,37 @@ class RpcPage:
                 kind = f"[{kind}](#{kind.lower()})"
         return f"list of {kind}" if field.label == pb.FieldDescriptorProto.LABEL_REPEATED else kind
 
+    def _refusals(self) -> str:
+        """Every reason with its status and the calls that give it."""
+        calls: dict[tuple[str, str], list[str]] = {}
+        for service, _, _ in SERVICES:
+            for method in self._protos.services[service].method:
+                for reason in sorted(self._reasons(service, method)):
+                    calls.setdefault(reason, []).append(f"[{method.name}](#{method.name.lower()})")
+        rows = {reason: ", ".join(names) for reason, names in calls.items()}
+        rows.update(dict.fromkeys(ANY_CALL, "any call"))
+        lines = [REFUSALS_INTRODUCTION, "| Status | Reason | Calls |", "|---|---|---|"]
+        lines += [f"| `{status}` | `{reason}` | {names} |" for (status, reason), names in sorted(rows.items())]
+        return "\n".join([*lines, ""])
+
+    def _reasons(self, service: str, method: pb.MethodDescriptorProto) -> set[tuple[str, str]]:
+        """Statuses and reasons that a call gives, beside those that any call may give."""
+        methods = {each.name: each for each in self._protos.services[service].method}
+        names = {field.name for field in self._protos.messages[_bare(method.input_type)].field}
+        found: set[tuple[str, str]] = set()
+        if names & {"request_id", "header"}:
+            found.add(("ALREADY_EXISTS", "IDEMPOTENCY_CONFLICT"))
+        if "items" in names:
+            found |= self._reasons(service, methods[method.name.removeprefix("Batch")])
+        for sentence in _parts(self._protos.comments[f"{service}.{method.name}"])[2]:
+            same = re.match(r"Errors as of (\w+)", sentence)
+            if same is not None:
+                found |= self._reasons(service, methods[same[1]])
+            status = re.search(STATUSES, sentence)
+            assert status is not None, sentence
+            found |= {(status[0], reason) for reason in REASON.findall(sentence) if reason not in STATUSES.split("|")}
+        return found - set(ANY_CALL)
+
     def _types(self) -> str:
         lines = ["## Types", "", "What several calls share.", ""]
         for name in sorted(set(self._protos.messages) - self._own, key=_last):
@@ -310,6 +357,10 @@ def _bare(type_name: str) -> str:
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def _any_call() -> str:
+    return "\n".join(f"| `{status}` | `{reason}` | {when} |" for (status, reason), when in ANY_CALL.items())
 
 
 def _cell(text: str) -> str:

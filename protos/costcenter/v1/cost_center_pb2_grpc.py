@@ -155,6 +155,7 @@ class CostCenterServicer:
     def SmsSendPrePay(self, request, context):
         """Freezes segments for messages to come: all of them or none.
         Role biller. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED, BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND.
+        INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

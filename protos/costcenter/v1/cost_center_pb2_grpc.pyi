@@ -52,6 +52,7 @@ class CostCenterStub:
     SmsSendPrePay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPrePayRequest, _cost_center_pb2.SmsSendPrePayResponse]
     """Freezes segments for messages to come: all of them or none.
     Role biller. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED, BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND.
+    INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
     """
     SmsSendPay: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPayRequest, _cost_center_pb2.SmsSendPayResponse]
     """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
@@ -120,6 +121,7 @@ class CostCenterAsyncStub(CostCenterStub):
     SmsSendPrePay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPrePayRequest, _cost_center_pb2.SmsSendPrePayResponse]  # type: ignore[assignment]
     """Freezes segments for messages to come: all of them or none.
     Role biller. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED, BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND.
+    INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
     """
     SmsSendPay: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.SmsSendPayRequest, _cost_center_pb2.SmsSendPayResponse]  # type: ignore[assignment]
     """Pays all or part of a freeze. More than is open is refused whole. request_id names what is paid for,
@@ -203,6 +205,7 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cost_center_pb2.SmsSendPrePayResponse, _abc.Awaitable[_cost_center_pb2.SmsSendPrePayResponse]]:
         """Freezes segments for messages to come: all of them or none.
         Role biller. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED, BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND.
+        INVALID_ARGUMENT: TIME_TO_LIVE_TOO_LONG.
         """
 
     @_abc_1.abstractmethod

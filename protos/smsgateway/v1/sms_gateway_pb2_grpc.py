@@ -77,7 +77,7 @@ class SmsGatewayServicer:
     def SendSms(self, request, context):
         """Sends one message. When it replies, the message is recorded and its segments are frozen.
         Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-        BRAND_CLOSED. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+        BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +87,7 @@ class SmsGatewayServicer:
         """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
         whole or not at all; numbers that cannot be sent to are listed and not charged.
         Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
+        DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +101,7 @@ class SmsGatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """A brand's messages, newest first. Role viewer.
+        """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

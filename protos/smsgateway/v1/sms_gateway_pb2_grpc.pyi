@@ -34,17 +34,18 @@ class SmsGatewayStub:
     SendSms: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.SendSmsRequest, _sms_gateway_pb2.SendSmsResponse]
     """Sends one message. When it replies, the message is recorded and its segments are frozen.
     Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-    BRAND_CLOSED. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+    BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
     """
     SendBatchSms: _grpc.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
     whole or not at all; numbers that cannot be sent to are listed and not charged.
     Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
+    DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
     """
     GetMessage: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetMessageRequest, _sms_gateway_pb2.GetMessageResponse]
     """One message. Role viewer. NOT_FOUND: MESSAGE_NOT_FOUND."""
     ListMessages: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListMessagesRequest, _sms_gateway_pb2.ListMessagesResponse]
-    """A brand's messages, newest first. Role viewer."""
+    """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG."""
     GetBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetBatchRequest, _sms_gateway_pb2.GetBatchResponse]
     """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND."""
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]
@@ -60,17 +61,18 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     SendSms: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.SendSmsRequest, _sms_gateway_pb2.SendSmsResponse]  # type: ignore[assignment]
     """Sends one message. When it replies, the message is recorded and its segments are frozen.
     Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-    BRAND_CLOSED. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+    BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
     """
     SendBatchSms: _aio.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]  # type: ignore[assignment]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
     whole or not at all; numbers that cannot be sent to are listed and not charged.
     Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
+    DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
     """
     GetMessage: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetMessageRequest, _sms_gateway_pb2.GetMessageResponse]  # type: ignore[assignment]
     """One message. Role viewer. NOT_FOUND: MESSAGE_NOT_FOUND."""
     ListMessages: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListMessagesRequest, _sms_gateway_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """A brand's messages, newest first. Role viewer."""
+    """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG."""
     GetBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetBatchRequest, _sms_gateway_pb2.GetBatchResponse]  # type: ignore[assignment]
     """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND."""
     CancelBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]  # type: ignore[assignment]
@@ -89,7 +91,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sms_gateway_pb2.SendSmsResponse, _abc.Awaitable[_sms_gateway_pb2.SendSmsResponse]]:
         """Sends one message. When it replies, the message is recorded and its segments are frozen.
         Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-        BRAND_CLOSED. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+        BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
         """
 
     @_abc_1.abstractmethod
@@ -101,6 +103,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
         whole or not at all; numbers that cannot be sent to are listed and not charged.
         Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
+        DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
         """
 
     @_abc_1.abstractmethod
@@ -117,7 +120,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _sms_gateway_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.ListMessagesResponse, _abc.Awaitable[_sms_gateway_pb2.ListMessagesResponse]]:
-        """A brand's messages, newest first. Role viewer."""
+        """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG."""
 
     @_abc_1.abstractmethod
     def GetBatch(
