@@ -259,8 +259,7 @@ MUTATIONS = (
         "What comes back after its package's end goes to one that lives, and so gets its types and its end.",
         _book(
             (
-                "            package = packages[package_id]\n"
-                "            if not package.is_expired(now):\n",
+                "            package = packages[package_id]\n            if not package.is_expired(now):\n",
                 "            package = packages[package_id]\n"
                 "            if package.is_expired(now):\n"
                 "                queue = self._queues[brand.brand_id]\n"
