@@ -139,14 +139,12 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "given back, but not due again",
+        "refunded, but not due again",
         "What comes back to a package before its end does not expire at it.",
         _book(
             (
-                "                self._expire(brand, package, segments, at, EntryKind.EXPIRE_BACK, order_no)\n"
-                "            else:\n"
-                "                _becomes_due(brand, package.expires_at)\n",
-                "                self._expire(brand, package, segments, at, EntryKind.EXPIRE_BACK, order_no)\n",
+                "                _becomes_due(brand, package.expires_at)\n                targets.append(package_id)\n",
+                "                targets.append(package_id)\n",
             ),
         ),
     ),

@@ -382,7 +382,7 @@ class Oracle:
         moments |= {order.pay_before for brand in self.brands.values() for order in brand.orders.values()}
         moments |= {kept.kept_at + self.terms.keys_kept for kept in self._keys.values()}
         moments |= {
-            self._grace_end(brand, package)
+            self.grace_end(brand, package)
             for brand in self.brands.values()
             for package in brand.packages
             if package.source != FROM_REFUND
@@ -777,7 +777,7 @@ class Oracle:
             brand.record("refund", package, segments)
             return package
         own = next((other for other in brand.packages if other.origin == package.package_id), None)
-        end = self._grace_end(brand, package) if own is None else own.expires_at
+        end = self.grace_end(brand, package) if own is None else own.expires_at
         # What was paid out of a refund package has had its second chance.
         if package.source != FROM_REFUND and end is not None and self.now < end:
             if own is None:
@@ -794,7 +794,7 @@ class Oracle:
         brand.record("expire", package, segments)
         return None
 
-    def _grace_end(self, brand: Brand, package: Package) -> datetime | None:
+    def grace_end(self, brand: Brand, package: Package) -> datetime | None:
         """When refunds to an ended package cannot be spent any more; None: it never ends."""
         if package.expires_at is None:
             return None

@@ -361,19 +361,6 @@ class Author:
         if self.sweeps_after_waits:
             self._sweep()
 
-    def _wait_for_late_refunds(self) -> None:
-        """Wait for the end of a package that can still be refunded to, or for the end of its refunds."""
-        ends: set[datetime] = set()
-        for brand in self.oracle.brands.values():
-            for payment in brand.payments.values():
-                for line in payment.lines:
-                    end = brand.package(line.package_id).expires_at
-                    if end is not None and line.refunded < line.segments:
-                        ends |= {end, end + self.oracle.terms.refund_grace_days * DAY - self._one_of(0, 1) * HOUR}
-        to_come = sorted(end for end in ends if end > self.oracle.now)
-        if to_come:
-            self._pass_to(max(self.oracle.now, self._one_of(*to_come[:2]) + self._one_of(-1, 0, 0, 1) * MICROSECOND))
-
     # Calls, in the order of their weights.
 
     def _grant(self, brand_id: int | None = None) -> None:
@@ -505,9 +492,28 @@ class Author:
     def _status(self) -> None:
         if not any(brand.payments for brand in self.oracle.brands.values()) and not self._rarely(10):
             self._pay()
-        if self._rarely(20):
-            self._wait_for_late_refunds()
         self._add_keyed("SmsSendStatusCallBack", **self._status_fields())
+
+    def _late_refund(self) -> None:
+        """A status about the time when a package ends that was charged, or when refunds to it do."""
+        charged = [
+            (brand, payment, brand.package(line.package_id))
+            for brand in self.oracle.brands.values()
+            for payment in brand.payments.values()
+            for line in payment.lines
+            if line.refunded < line.segments
+        ]
+        if not charged:
+            self._pay()
+            return
+        brand, payment, package = self.random.choice(charged)
+        ends = [package.expires_at, self.oracle.grace_end(brand, package)]
+        to_come = [end for end in ends if end is not None and end > self.oracle.now]
+        if to_come:
+            self._pass_to(self.random.choice(to_come) + self._one_of(-1, 0, 0, 1) * MICROSECOND)
+        left = payment.segments - payment.refunded
+        failed = [{"message_id": f"late-{len(self.calls)}", "segments": max(1, left - self._one_of(0, 1, 2))}]
+        self._add_keyed("SmsSendStatusCallBack", brand_id=brand.brand_id, payment_no=payment.payment_no, failed=failed)
 
     def _status_fields(self) -> Request:
         brand_id, payment = self._payment_to_settle()
@@ -637,6 +643,7 @@ _WEIGHTS = {
     "freeze": 14,
     "pay": 12,
     "status": 9,
+    "late_refund": 4,
     "receipt": 7,
     "grant": 7,
     "batch": 7,
