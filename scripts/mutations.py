@@ -444,6 +444,17 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "memory of a lane trusted blindly",
+        "A process goes on with what it remembers of a brand that another has changed.",
+        (
+            Edit(
+                "costcenter/lane.py",
+                "if self._kept.version not in {version - 1, NOTHING_KEPT}:",
+                "if version < self._kept.version:",
+            ),
+        ),
+    ),
+    Mutation(
         "history a record late",
         "A balance as of the moment of a record leaves the record out.",
         (
