@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from costcenter import store_checks
 from costcenter.model import RefundCause
 from infra import arrays
-from infra.database import Connection, pages
+from infra.database import Connection, pages, scanning
 from infra.differences import Difference
 
 # Characters of an identifier that its bucket is: about nine hours. What is on its way keeps the last bucket of a brand
@@ -31,17 +31,6 @@ from costcenter.brand b left join costcenter.balance l using (brand_id)
 where b.brand_id > %s order by b.brand_id limit %s
 """
 
-# Checks read whole ranges, which PostgreSQL must plan for what they are. Two run side by side on two processors, so
-# none gets helpers of its own. Their joins and sums overflow into temporary files rather than take the server's memory.
-# A nested loop over what is not indexed would be the end, whatever is estimated.
-_SESSION = (
-    "set local work_mem = '32MB'",
-    "set local max_parallel_workers_per_gather = 0",
-    "set local jit = off",
-    "set local enable_nestloop = off",
-    "set local plan_cache_mode = force_custom_plan",
-)
-
 # Whether a request_id is one that the gateway made (`infra.identifiers`): it carries the brand. Services that send
 # elsewhere pay without messages here.
 _OURS = """
@@ -54,9 +43,8 @@ from costcenter.brand b cross join generate_series(0, 12) place group by b.brand
 # The sums: segments weighed by a hash of what they belong to, in two halves, so that whatever two records differ in
 # shows, but for a chance of one to 2^62.
 BUCKETS = f"""
-with ours as materialized ({_OURS})
-select brand_id, bucket, sum(paid_low)::text, sum(paid_high)::text, sum(failed_low)::text, sum(failed_high)::text
-from (
+with ours as materialized ({_OURS}),
+sums as materialized (
     select brand_id, bucket, sum(segments * (hash & 2147483647)) as paid_low,
         sum(segments * ((hash >> 32) & 2147483647)) as paid_high, 0 as failed_low, 0 as failed_high
     from (
@@ -72,9 +60,9 @@ from (
         from costcenter.refund where cause = {RefundCause.SEND_FAILED:d}
     ) refunds
     group by brand_id, bucket
-) sums
-group by brand_id, bucket
-order by brand_id, bucket
+)
+select brand_id, bucket, sum(paid_low)::text, sum(paid_high)::text, sum(failed_low)::text, sum(failed_high)::text
+from sums group by brand_id, bucket order by brand_id, bucket
 """
 
 # Refunds of messages that receipts reported; whether they were, only their messages can tell.
@@ -146,12 +134,6 @@ class OpenFreeze:
     open: int
 
 
-async def prepare(connection: Connection) -> None:
-    """Have the transaction plan for reading much."""
-    for setting in _SESSION:
-        await connection.execute(setting)
-
-
 async def parts(connection: Connection, count: int, records_max: int, page_size: int) -> list[Part]:
     """Divide all brands into parts of about the same number of records: `count`, or a multiple of it so that none has
     many more than `records_max`. A brand is not divided. Every number belongs to a part, also of a brand that lacks.
@@ -195,25 +177,26 @@ async def differences(connection: Connection, brands: Sequence[int]) -> AsyncIte
 
 async def check(connection: Connection, first: int, last: int) -> AsyncIterator[Difference]:
     """What differs for a range of brands, both ends included; the connection is in a snapshot."""
-    await prepare(connection)
     span = {"first": first, "last": last}
-    async for row in await connection.execute(store_checks.FIGURES, span):
-        yield Difference(*row)
-    odd = [row[0] for row in await (await connection.execute(store_checks.REPLAY, span)).fetchall()]
-    for brand_id in sorted(odd):
-        named = False
-        async for row in await connection.execute(store_checks.RECORDS, {"first": brand_id, "last": brand_id}):
-            named = True
+    async with scanning(connection):
+        async for row in await connection.execute(store_checks.FIGURES, span):
             yield Difference(*row)
-        if not named:
-            yield Difference("history", brand_id, "records", "replay", "the history", "another")
+        odd = [row[0] for row in await (await connection.execute(store_checks.REPLAY, span)).fetchall()]
+        for brand_id in sorted(odd):
+            named = False
+            async for row in await connection.execute(store_checks.RECORDS, {"first": brand_id, "last": brand_id}):
+                named = True
+                yield Difference(*row)
+            if not named:
+                yield Difference("history", brand_id, "records", "replay", "the history", "another")
 
 
 async def buckets(connection: Connection, page_size: int) -> AsyncIterator[list[tuple[Bucket, tuple[str, ...]]]]:
     """The sums of every bucket that has payments of messages, in order, a page at a time."""
-    await prepare(connection)
-    async for rows in pages(connection, BUCKETS, (), page_size):
-        yield [((row[0], row[1]), tuple(row[2:])) for row in rows]
+    # There are few buckets for so many payments, which PostgreSQL cannot know: sorting all payments would take longest.
+    async with scanning(connection, enable_sort="off", enable_incremental_sort="off"):
+        async for rows in pages(connection, BUCKETS, (), page_size):
+            yield [((row[0], row[1]), tuple(row[2:])) for row in rows]
 
 
 async def undelivered(connection: Connection, page_size: int) -> AsyncIterator[list[tuple[int, str, str]]]:
@@ -224,8 +207,6 @@ async def undelivered(connection: Connection, page_size: int) -> AsyncIterator[l
 
 async def charges(connection: Connection, wanted: Sequence[Bucket], page_size: int) -> AsyncIterator[list[Charge]]:
     """The payments of some buckets in the order of brand and number, a page at a time."""
-    # Each bucket is looked up.
-    await connection.execute("set local enable_nestloop = on")
     named = (arrays.integers([brand_id for brand_id, _ in wanted]), arrays.texts([bucket for _, bucket in wanted]))
     async for rows in pages(connection, CHARGES, named, page_size):
         yield [

@@ -220,6 +220,33 @@ class Session:
             self._connection.close()
 
 
+# What reads large parts of tables is planned for what it is. Two such readers run side by side on two processors,
+# so none gets helpers of its own. Joins and sums overflow into temporary files rather than take the server's memory. A
+# nested loop over what has no index would be the end, whatever is estimated.
+_SCANNING = {
+    "work_mem": "'64MB'",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+    "enable_nestloop": "off",
+    "plan_cache_mode": "force_custom_plan",
+}
+
+
+@asynccontextmanager
+async def scanning(connection: Connection, **settings: str) -> AsyncIterator[None]:
+    """Have a transaction's statements planned for reading large parts of tables, within the block.
+
+    Parameters: `settings` of PostgreSQL's beside the usual ones.
+    """
+    chosen = {**_SCANNING, **settings}
+    for name, value in chosen.items():
+        await connection.execute(f"set local {name} = {value}".encode())
+    yield
+    # After an error the transaction is over, and they with it.
+    for name in chosen:
+        await connection.execute(f"set local {name} to default".encode())
+
+
 async def pages(
     connection: Connection, query: str, parameters: Sequence[object] | Mapping[str, object], page_size: int
 ) -> AsyncIterator[list[tuple[Any, ...]]]:

@@ -37,7 +37,7 @@ PAGE_SIZE = 5_000
 CHECKERS = 2
 # A part's records are sorted, joined and summed at once, in temporary files of some hundred bytes a record; more parts
 # read the tables more often.
-RECORDS_PER_PART = 8_000_000
+RECORDS_PER_PART = 12_000_000
 # Buckets that are compared one by one in one go; the gateway reads all messages of their brands for that.
 BUCKETS_PER_STATEMENT = 500
 # What is told at most: whoever has more needs no list.

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from ledger_service import SECONDS, request_id, rows
 
+from costcenter import reconciliation
 from costcenter.book import Terms
 from costcenter.engine import Engine, EngineLimits
 from costcenter.operations import (
@@ -34,10 +36,14 @@ from costcenter.operations import (
 )
 from costcenter.queries import Queries
 from infra.database import LOOKUP_OPTIONS, Database
+from infra.differences import Difference
 from infra.errors import Refusal
 
 TICK = timedelta(microseconds=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 OFFER = "offer"
+# Months of the zone that brands have.
+MARCH, APRIL = (datetime(2024, month, 1, tzinfo=ZoneInfo("Asia/Shanghai")).astimezone(UTC) for month in (3, 4))
 
 
 class Clock:
@@ -206,6 +212,74 @@ class Life:
 
     async def sweep(self) -> None:
         await self.apply(BookDue(self.brand_id, "", b""))
+
+
+class Script:
+    """A brand's life, played moment by moment."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.clock = life.clock
+
+    async def do(self, at: datetime, kind: Any, *arguments: Any) -> Any:
+        """Apply an operation at a moment; it must not be refused."""
+        self.clock.now = at
+        reply = await self.life.apply(kind(self.life.brand_id, request_id(), b"x", *arguments))
+        assert reply is not None, (kind, self.life.counts)
+        return reply
+
+    async def buy(self, at: datetime) -> int:
+        """A package of 40 for five days."""
+        order = await self.do(at, CreateOrder, OFFER, None, "")
+        paid = await self.do(at, OrderPaid, order.package_order_no, request_id(), Decimal(1), "CNY")
+        package_id: int = paid.package_id
+        return package_id
+
+    async def charge(self, at: datetime, segments: int) -> str:
+        """A freeze paid whole."""
+        frozen = await self.do(at, FreezeSegments, 3, segments, HOUR)
+        paid = await self.do(at, Pay, frozen.order_no, segments)
+        payment_no: str = paid.payment_no
+        return payment_no
+
+
+async def busy_march(life: Life) -> None:
+    """Every kind of record in March, some exactly at its borders, and what belongs to February and April."""
+    script = Script(life)
+    await script.do(MARCH - DAY, PutBrand, "Busy", None, None, True)
+    await script.do(MARCH - DAY, Grant, "author", "reason", 1_000, None, ())
+    first = await script.charge(MARCH - TICK, 10)
+    # At the border itself: March's.
+    await script.do(MARCH, Grant, "author", "reason", 7, APRIL, ())
+    await script.buy(MARCH + HOUR)
+    await script.do(MARCH + 2 * HOUR, SendStatus, first, [("failed-late", 4)])
+    of_package = await script.charge(MARCH + DAY, 30)
+    held = await script.do(MARCH + 2 * DAY, FreezeSegments, 3, 12, 7 * DAY)
+    # The bought package ends after five days; what it paid comes back later.
+    await script.do(MARCH + 7 * DAY, SendStatus, of_package, [("after-its-end", 5)])
+    release = await script.do(MARCH + 8 * DAY, RequestRelease, held.order_no, 4)
+    await script.do(MARCH + 8 * DAY, ApplyRelease, release.release_no)
+    life.random.seed(7)
+    for _ in range(250):
+        await life.step()
+        assert life.clock.now < APRIL - 5 * DAY
+    await script.do(APRIL - 4 * DAY, Grant, "author", "reason", 50, None, ())
+    ((generous,),) = await rows(
+        life.engine._database.url,
+        f"select max(package_id) from package_queue where brand_id = {life.brand_id}",
+    )
+    await script.do(APRIL - 3 * DAY, ClawBack, "author", "reason", generous, 20)
+    lasting = await script.do(APRIL - HOUR, FreezeSegments, 3, 5, HOUR - TICK)
+    await script.do(APRIL - 2 * TICK, Pay, lasting.order_no, 2)
+    of_april = await script.charge(APRIL, 3)
+    await script.do(APRIL, SendStatus, of_april, [("failed-in-april", 1)])
+    await script.do(APRIL + DAY, Grant, "author", "reason", 9, None, ())
+
+
+async def differences(database_url: str) -> list[Difference]:
+    """What reconcile finds in the ledger's own figures."""
+    async with _database(database_url, 2, "") as database, database.snapshot() as connection:
+        return [found async for found in reconciliation.check(connection, 0, 2**63 - 1)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,7 +24,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
-from ledger_history import OFFER, TICK, Clock, Life, ledger, replay
+from ledger_history import APRIL, MARCH, TICK, Clock, Life, busy_march, differences, ledger, replay
 from ledger_service import (
     ADMIN,
     SECONDS,
@@ -33,27 +32,11 @@ from ledger_service import (
     database_of_a_module,
     moment,
     number,
-    request_id,
-    rows,
     running_cost_center,
     timestamp,
 )
 from psycopg import AsyncConnection
 
-from costcenter import reconciliation
-from costcenter.operations import (
-    ApplyRelease,
-    ClawBack,
-    CreateOrder,
-    FreezeSegments,
-    Grant,
-    OrderPaid,
-    Pay,
-    PutBrand,
-    RequestRelease,
-    SendStatus,
-)
-from infra.database import Database
 from infra.embedded import EmbeddedServers
 from infra.errors import Refusal
 from infra.paging import encode_token
@@ -62,7 +45,7 @@ from protos.costcenter.v1 import cost_center_pb2 as pb
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
-MARCH, APRIL, MAY = (datetime(2024, month, 1, tzinfo=SHANGHAI).astimezone(UTC) for month in (3, 4, 5))
+MAY = datetime(2024, 5, 1, tzinfo=SHANGHAI).astimezone(UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 KINDS = {value.number for value in pb.StatementKind.DESCRIPTOR.values if value.number}
 
@@ -85,68 +68,6 @@ async def pages(center: CostCenter, **fields: Any) -> tuple[pb.Statement, list[p
     return statement, lines
 
 
-class Script:
-    """A brand's life, played moment by moment."""
-
-    def __init__(self, life: Life) -> None:
-        self.life = life
-        self.clock = life.clock
-
-    async def do(self, at: datetime, kind: Any, *arguments: Any) -> Any:
-        """Apply an operation at a moment; it must not be refused."""
-        self.clock.now = at
-        reply = await self.life.apply(kind(self.life.brand_id, request_id(), b"x", *arguments))
-        assert reply is not None, (kind, self.life.counts)
-        return reply
-
-    async def buy(self, at: datetime) -> int:
-        """A package of 40 for five days."""
-        order = await self.do(at, CreateOrder, OFFER, None, "")
-        paid = await self.do(at, OrderPaid, order.package_order_no, request_id(), Decimal(1), "CNY")
-        package_id: int = paid.package_id
-        return package_id
-
-    async def charge(self, at: datetime, segments: int) -> str:
-        """A freeze paid whole."""
-        frozen = await self.do(at, FreezeSegments, 3, segments, HOUR)
-        paid = await self.do(at, Pay, frozen.order_no, segments)
-        payment_no: str = paid.payment_no
-        return payment_no
-
-
-async def busy_march(life: Life) -> None:
-    """Every kind of record in March, some exactly at its borders, and what belongs to February and April."""
-    script = Script(life)
-    await script.do(MARCH - DAY, PutBrand, "Busy", None, None, True)
-    await script.do(MARCH - DAY, Grant, "author", "reason", 1_000, None, ())
-    first = await script.charge(MARCH - TICK, 10)
-    # At the border itself: March's.
-    await script.do(MARCH, Grant, "author", "reason", 7, APRIL, ())
-    await script.buy(MARCH + HOUR)
-    await script.do(MARCH + 2 * HOUR, SendStatus, first, [("failed-late", 4)])
-    of_package = await script.charge(MARCH + DAY, 30)
-    held = await script.do(MARCH + 2 * DAY, FreezeSegments, 3, 12, 7 * DAY)
-    # The bought package ends after five days; what it paid comes back later.
-    await script.do(MARCH + 7 * DAY, SendStatus, of_package, [("after-its-end", 5)])
-    release = await script.do(MARCH + 8 * DAY, RequestRelease, held.order_no, 4)
-    await script.do(MARCH + 8 * DAY, ApplyRelease, release.release_no)
-    life.random.seed(7)
-    for _ in range(250):
-        await life.step()
-        assert life.clock.now < APRIL - 5 * DAY
-    await script.do(APRIL - 4 * DAY, Grant, "author", "reason", 50, None, ())
-    ((generous,),) = await rows(
-        life.engine._database.url,
-        f"select max(package_id) from package_queue where brand_id = {life.brand_id}",
-    )
-    await script.do(APRIL - 3 * DAY, ClawBack, "author", "reason", generous, 20)
-    lasting = await script.do(APRIL - HOUR, FreezeSegments, 3, 5, HOUR - TICK)
-    await script.do(APRIL - 2 * TICK, Pay, lasting.order_no, 2)
-    of_april = await script.charge(APRIL, 3)
-    await script.do(APRIL, SendStatus, of_april, [("failed-in-april", 1)])
-    await script.do(APRIL + DAY, Grant, "author", "reason", 9, None, ())
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def busy(center: CostCenter) -> int:
     """A brand with a busy March 2024 of which part is due and not booked."""
@@ -156,18 +77,6 @@ async def busy(center: CostCenter) -> int:
         await life.offer()
         await busy_march(life)
     return brand_id
-
-
-async def differences(url: str) -> list[Any]:
-    """What reconcile finds in the ledger's own figures."""
-    database = Database(url, size=1, wait_seconds=5)
-    await database.open()
-    try:
-        async with database.snapshot() as connection:
-            pages_ = [page async for page in reconciliation.brand_pages(connection, 100)]
-            return [found for page in pages_ async for found in reconciliation.differences(connection, page)]
-    finally:
-        await database.close()
 
 
 async def test_a_busy_month_adds_up_and_agrees_with_its_records(center: CostCenter, busy: int) -> None:
