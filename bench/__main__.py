@@ -23,7 +23,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.load import Target, batch_pairs, single_messages, unary_pairs
+from bench.load import Target, batch_messages, batch_pairs, single_messages, unary_pairs
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from smsbill import reconcile
 from smsbill.settings import StackSettings
@@ -94,7 +94,7 @@ def memory_megabytes(running: Stack) -> dict[str, float]:
     }
 
 
-async def measure(rounds: int, seconds: float, batches: int, messages: int) -> dict[str, object]:
+async def measure(rounds: int, seconds: float, batches: int, messages: int, batch_size: int) -> dict[str, object]:
     """Every figure, round by round."""
     brands = range(1, BRANDS + 1)
     series: dict[str, list[float]] = {}
@@ -135,6 +135,15 @@ async def measure(rounds: int, seconds: float, batches: int, messages: int) -> d
                     )
                     note("single messages accepted/s", accepted)
                     note("single messages, accepted to receipt booked, /s", final)
+                    sent, booked = await batch_messages(
+                        Target(gateway, running.file.token),
+                        running.file.database_url,
+                        messages=batch_size,
+                        brand_id=number,
+                        seconds_max=300,
+                    )
+                    note("batch messages, accepted to sent, /s", sent)
+                    note("receipts of a batch booked, one request each, /s", booked)
             memory = memory_megabytes(running)
             differences = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
     return {
@@ -166,8 +175,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two short rounds, under two minutes")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    rounds, seconds, batches, messages = (2, 2.0, 8, 1_000) if arguments.quick else (arguments.rounds, 5.0, 20, 3_000)
-    result = uvloop.run(measure(rounds, seconds, batches, messages))
+    sizes = (2, 2.0, 8, 2_000, 10_000) if arguments.quick else (arguments.rounds, 5.0, 20, 6_000, 100_000)
+    result = uvloop.run(measure(*sizes))
     show(result)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
