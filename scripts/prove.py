@@ -9,6 +9,7 @@ or one cannot be made.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -17,13 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psycopg
+import sqlalchemy
+from psycopg import sql
+
+from costcenter import migrations
+from infra.embedded import EmbeddedServers
 from scripts.mutations import MUTATIONS, Mutation, problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +39,9 @@ SEQUENCES = "tests/property/test_ledger_stateful.py"
 UNIT_TESTS = tuple(f"tests/unit/test_book_{part}.py" for part in ("due", "freezing", "packages", "refunds"))
 # Seeds of two jobs do not meet: each plays from its own on, one after another.
 SEEDS_APART = 1_000_000
+TEMPLATE = "prove_template"
+# A job has two cost centres with a pool for each of its lanes and for reading.
+CONNECTIONS = 300
 # What a run takes beside the sequences: starting PostgreSQL, making a failing sequence shorter, stopping.
 OVERHEAD_SECONDS = 240
 R = TypeVar("R")
@@ -38,25 +49,58 @@ _DISAGREES = re.compile(r"SEED=(\d+) \(after (\d+) sequences, (\d+) calls\) disa
 _AGREES = re.compile(r"SEED=\d+: (\d+) sequences, (\d+) calls agree")
 
 
+class Databases:
+    """Migrated databases of a server, each for one run."""
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = server_url
+        self._numbers = itertools.count(1)
+        self._administer(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
+        migrations.migrate(self._url(TEMPLATE))
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """A new one."""
+        name = f"prove_{next(self._numbers)}"
+        names = [sql.Identifier(name), sql.Identifier(TEMPLATE)]
+        self._administer(sql.SQL("create database {} template {}").format(*names))
+        try:
+            yield self._url(name)
+        finally:
+            self._administer(sql.SQL("drop database {} with (force)").format(names[0]))
+
+    def _url(self, name: str) -> str:
+        return sqlalchemy.make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
+
+    def _administer(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self._server_url, autocommit=True, connect_timeout=10) as connection:
+            connection.execute(statement)
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a run of the sequences came to. `seed`: of the sequence that failed; None: none did."""
+    """What a run came to.
 
-    agreed: bool
+    `passed`: no test failed; `seed`: of the sequence that disagreed, None: none did; `ended`: the time was used up;
+    `unit`: a unit test failed.
+    """
+
+    passed: bool
+    ended: bool
     seed: int | None
     sequences: int
     calls: int
     seconds: float
+    unit: bool
     output: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutation. `unit`: whether the unit tests of the rules fail too."""
+    """What became of a mutation."""
 
     mutation: Mutation
     run: Run
-    unit: bool
 
     @property
     def caught(self) -> bool:
@@ -66,38 +110,52 @@ class Verdict:
 
 def main() -> int:
     """Prove; the exit code."""
+    # One server for all runs: starting one takes longer than finding most of the mistakes.
+    with (
+        tempfile.TemporaryDirectory(prefix="smsbill-prove-") as folder,
+        EmbeddedServers(Path(folder) / "data", max_connections=CONNECTIONS, stop_timeout_seconds=30) as servers,
+    ):
+        return prove(Databases(servers.database_url), Path(folder) / "trees")
+
+
+def prove(databases: Databases, trees: Path) -> int:
+    """Prove on databases of a server, with copies of the tree in a folder; the exit code."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**9))
     jobs = int(os.environ.get("JOBS") or min(8, os.cpu_count() or 1))
     if sequence := os.environ.get("SEQUENCE"):
-        run = play(ROOT, seed, 1, sequence=str(Path(sequence).resolve()))
-        print(run.output if not run.agreed else f"{sequence}: the ledger agrees with the oracle")
-        return 0 if run.agreed else 1
+        run = play(databases, ROOT, seed, 1, sequence=str(Path(sequence).resolve()))
+        print(run.output if not run.passed else f"{sequence}: the ledger agrees with the oracle")
+        return 0 if run.passed else 1
     if found := problems(ROOT):
         print("These mutations have to be made anew in the code as it is now:", *found, sep="\n  ")
         return 1
-    proven = prove_ledger(seed, jobs, float(os.environ.get("PROVE_SECONDS") or 180))
+    proven = prove_ledger(databases, seed, jobs, float(os.environ.get("PROVE_SECONDS") or 180))
     chosen = [mutation for mutation in MUTATIONS if os.environ.get("ONLY", "") in mutation.name]
-    caught = prove_mutations(chosen, seed, jobs, float(os.environ.get("MUTATION_SECONDS") or 90))
+    caught = prove_mutations(databases, trees, chosen, seed, jobs, float(os.environ.get("MUTATION_SECONDS") or 90))
     return 0 if proven and caught else 1
 
 
-def prove_ledger(seed: int, jobs: int, seconds: float) -> bool:
+def prove_ledger(databases: Databases, seed: int, jobs: int, seconds: float) -> bool:
     """Play the sequences on the ledger as it is."""
     say(f"The ledger for {seconds:.0f} s in {jobs} processes, SEED={seed}")
-    work = [partial(play, ROOT, seed + job * SEEDS_APART, seconds) for job in range(jobs)]
+    work = [partial(play, databases, ROOT, seed + job * SEEDS_APART, seconds) for job in range(jobs)]
     runs: list[Run] = []
     at_once(work, jobs, runs.append)
     for run in runs:
-        if not run.agreed:
+        if not run.passed:
             print(run.output)
     sequences, calls = sum(run.sequences for run in runs), sum(run.calls for run in runs)
-    agreed = all(run.agreed for run in runs)
+    agreed = all(run.passed for run in runs)
     say(f"{sequences} sequences, {calls} calls: {'all agree' if agreed else 'NOT all agree'} with the oracle")
     return agreed
 
 
-def prove_mutations(mutations: list[Mutation], seed: int, jobs: int, seconds: float) -> bool:
+def prove_mutations(
+    databases: Databases, trees: Path, mutations: list[Mutation], seed: int, jobs: int, seconds: float
+) -> bool:
     """Play the sequences on each broken ledger and print what caught it."""
+    if not mutations:
+        return True
     say(f"{len(mutations)} broken ledgers, {jobs} at a time, at most {seconds:.0f} s each, SEED={seed}")
     verdicts: list[Verdict] = []
 
@@ -105,62 +163,80 @@ def prove_mutations(mutations: list[Mutation], seed: int, jobs: int, seconds: fl
         verdicts.append(verdict)
         say(f"{len(verdicts):>3}/{len(mutations)} {verdict.mutation.name}: {_outcome(verdict)}")
 
-    with tempfile.TemporaryDirectory(prefix="smsbill-prove-") as folder:
-        # Copied once, so that whoever goes on editing meanwhile does not end up in some of them.
-        whole = Path(folder) / "whole"
-        shutil.copytree(ROOT, whole, ignore=shutil.ignore_patterns(".*", "*.egg-info", "docs", "bench"))
-        at_once([partial(judge, mutation, whole, seed, seconds) for mutation in mutations], jobs, note)
+    # Copied once, so that whoever goes on editing meanwhile does not end up in some of them.
+    whole = trees / "whole"
+    shutil.copytree(ROOT, whole, ignore=shutil.ignore_patterns(".*", "*.egg-info", "docs", "bench"))
+    at_once([partial(judge, databases, mutation, whole, seed, seconds) for mutation in mutations], jobs, note)
     print(table(sorted(verdicts, key=lambda verdict: mutations.index(verdict.mutation))))
     survivors = [verdict for verdict in verdicts if not verdict.caught]
     for verdict in survivors:
         print(f"SURVIVED: {verdict.mutation.name}. {verdict.mutation.breaks}")
-        if not verdict.run.agreed:
+        if not verdict.run.ended:
             print(verdict.run.output)
     return not survivors
 
 
-def judge(mutation: Mutation, whole: Path, seed: int, seconds: float) -> Verdict:
+def judge(databases: Databases, mutation: Mutation, whole: Path, seed: int, seconds: float) -> Verdict:
     """Break a copy of the tree and play on it."""
     tree = whole.with_name(mutation.name.replace(" ", "-"))
     shutil.copytree(whole, tree)
     mutation.apply(tree)
-    run = play(tree, seed, seconds)
-    unit = pytest(tree, *UNIT_TESTS, timeout=OVERHEAD_SECONDS)
+    run = play(databases, tree, seed, seconds, *UNIT_TESTS)
     shutil.rmtree(tree)
-    return Verdict(mutation, run, unit.returncode == 1)
+    return Verdict(mutation, run)
 
 
-def play(tree: Path, seed: int, seconds: float, *, sequence: str = "") -> Run:
-    """Play sequences in a tree for some seconds. A broken ledger's failing sequence is not made shorter."""
+def play(databases: Databases, tree: Path, seed: int, seconds: float, *tests: str, sequence: str = "") -> Run:
+    """Play sequences on a tree's ledger for some seconds, and run some tests before."""
     started = time.monotonic()
-    environment = {"SEED": str(seed), "STATEFUL_SECONDS": str(seconds), "SEQUENCE": sequence}
-    if tree != ROOT:
-        environment["STATEFUL_SHRINK_SECONDS"] = "0"
-    done = pytest(tree, SEQUENCES, timeout=seconds + OVERHEAD_SECONDS, **environment)
-    found, agreed = _DISAGREES.search(done.stdout), _AGREES.search(done.stdout)
+    with databases.fresh() as url:
+        code, output = run_bounded(
+            # Without conftest: what its fixtures need takes longer to import than most mistakes to be found.
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *tests, SEQUENCES],
+            tree,
+            {
+                **os.environ,
+                # The tree's own code, before what is installed.
+                "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}",
+                "STATEFUL_DATABASE_URL": url,
+                "STATEFUL_SECONDS": str(seconds),
+                # Of a broken ledger it is enough to know that it is.
+                **({} if tree == ROOT else {"STATEFUL_SHRINK_SECONDS": "0"}),
+                "SEED": str(seed),
+                "SEQUENCE": sequence,
+            },
+            seconds + OVERHEAD_SECONDS,
+        )
+    found, agreed = _DISAGREES.search(output), _AGREES.search(output)
     counts = (found.group(2), found.group(3)) if found else agreed.groups() if agreed else (0, 0)
     return Run(
-        agreed=done.returncode == 0,
+        passed=code == 0,
+        ended=agreed is not None,
         seed=int(found.group(1)) if found else None,
         sequences=int(counts[0]),
         calls=int(counts[1]),
         seconds=time.monotonic() - started,
-        output=done.stdout,
+        unit="FAILED tests/unit/" in output,
+        output=output,
     )
 
 
-def pytest(tree: Path, *arguments: str, timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run tests of a tree on that tree's code: the working folder is searched before what is installed."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *arguments],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def run_bounded(command: list[str], folder: Path, environment: dict[str, str], seconds: float) -> tuple[int, str]:
+    """Run a command; its exit code and what it printed. One that takes too long is ended, with exit code -1."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return -1, f"{error}\n{error.output or ''}"
+    return done.returncode, done.stdout
 
 
 def at_once(work: Sequence[Callable[[], R]], jobs: int, done: Callable[[R], None]) -> None:
@@ -186,11 +262,11 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def _outcome(verdict: Verdict) -> str:
-    unit = ", unit tests" if verdict.unit else ""
+    unit = ", unit tests" if verdict.run.unit else ""
     run = verdict.run
     if verdict.caught:
         return f"sequence {run.sequences}, call {run.calls}{unit}"
-    return f"NOTHING in {run.sequences} sequences{unit}" if run.agreed else f"AN ERROR{unit}"
+    return f"NOTHING in {run.sequences} sequences{unit}" if run.ended else f"AN ERROR{unit}"
 
 
 def say(text: str) -> None:

@@ -27,6 +27,7 @@ from infra.grpc_status import from_error, from_item
 
 _NUMBERS = {"order_no", "payment_no", "release_no", "package_order_no", "adjustment_no", "source_no"}
 _MONEY = {"price"}
+_PAGE_SIZE = 2
 # Everything that calls write; offers stay, they are the same for all sequences.
 _TABLES = (
     "adjustment",
@@ -143,10 +144,12 @@ class _Player:
         self.seen.clear()
         await self._compare_changed(None)
         for brand_id in self.oracle.brands:
-            for method in ("ListPackages", "ListPayments"):
-                await self._compare(
-                    method, {"brand_id": brand_id}, self.oracle.outcome(method, brand_id=brand_id), exact=True
-                )
+            for method, request in (
+                ("ListPackages", {"brand_id": brand_id}),
+                ("ListPackages", {"brand_id": brand_id, "include_spent": True}),
+                ("ListPayments", {"brand_id": brand_id}),
+            ):
+                await self._compare_pages(method, request, self.oracle.call(method, **request))
         await self._compare_hidden()
         brands = list(self.oracle.brands)
         if not brands:
@@ -174,11 +177,29 @@ class _Player:
                     reads.append((method, request, reply))
         await asyncio.gather(*(self._compare(*read) for read in reads))
 
+    async def _compare_pages(self, method: str, request: Request, expected: Reply) -> None:
+        """Read a listing page by page: together they are what the oracle lists at once."""
+        (name,) = expected
+        listed: list[Any] = []
+        token = ""
+        while True:
+            page = await self._ask(method, {**request, "page_size": _PAGE_SIZE, "page_token": token})
+            assert not isinstance(page, Refusal), f"{method}: {page}"
+            listed += page[name]
+            token = page["next_page_token"]
+            assert len(page[name]) == _PAGE_SIZE or not token, f"{method}: a page of {len(page[name])} before the last"
+            if not token:
+                break
+        try:
+            self._match(method, request, expected, {name: listed})
+        except AssertionError as error:
+            raise AssertionError(f"{method}({request}) in pages: {error}\n  {_text(expected)}\n  {listed}") from None
+
     @staticmethod
     def _names(call: Call | None, brand_id: int) -> bool:
         return call is not None and call.request.get("brand_id") in {None, brand_id}
 
-    async def _compare(self, method: str, request: Request, expected: Reply | Refused, *, exact: bool = True) -> None:
+    async def _compare(self, method: str, request: Request, expected: Reply | Refused) -> None:
         actual = await self._ask(method, request)
         try:
             self._match(method, request, expected, actual)

@@ -180,8 +180,8 @@ class Author:
         self.sequence = Sequence(variant, start, ())
         self.calls: list[Call] = []
         self.keyed: list[tuple[str, Request]] = []
-        # Sequences that do much of one thing and little of another reach further than those that do a bit of all.
-        self.weights = {method: weight * self.random.choice([0.2, 1, 1, 3]) for method, weight in _WEIGHTS.items()}
+        # Sequences that do much of one thing and nothing of another reach further than those that do a bit of all.
+        self.weights = {method: weight * self.random.choice([0, 0.3, 1, 1, 3]) for method, weight in _WEIGHTS.items()}
         self.sweeps_after_waits = self.random.random() < 0.25
         self.waiting = self.random.choice([0.1, 0.2, 0.4])
         self.happened: set[Any] = set()
@@ -284,13 +284,13 @@ class Author:
     def _one_of(self, *choices: Any) -> Any:
         return self.random.choice(choices)
 
-    def _rarely(self, percent: float = 4) -> bool:
+    def _chance(self, percent: float = 4) -> bool:
         return self.random.random() * 100 < percent
 
     def _brand_id(self) -> int:
-        if self._rarely(2):
+        if self._chance(2):
             return self.random.choice([_NOBODY, 0])
-        return _SECOND if self._rarely(25) else _FIRST
+        return _SECOND if self._chance(25) else _FIRST
 
     def _brand(self, brand_id: int) -> Brand:
         """The brand, or another when there is none of this number."""
@@ -298,10 +298,10 @@ class Author:
 
     def _amount(self, whole: int) -> int:
         """Segments, about what there is."""
-        if self._rarely(2):
+        if self._chance(2):
             wrong: int = self._one_of(0, -1, 1_000_000_001, 1_000_000_000)
             return wrong
-        if self._rarely(12):
+        if self._chance(12):
             return whole + 1
         part = self.random.choice([1, 2, whole, whole, whole // 2, whole - 1])
         return max(1, min(part, whole))
@@ -311,7 +311,7 @@ class Author:
         listed = list(things)
         if not listed:
             return None
-        return self.random.choice(listed[-3:] if self._rarely(70) else listed)
+        return self.random.choice(listed[-3:] if self._chance(70) else listed)
 
     def _freeze_to_use(self) -> tuple[int, Freeze | None]:
         """A freeze, rather one that is open, and its brand, rarely another."""
@@ -321,12 +321,12 @@ class Author:
             for freeze in brand.freezes.values()
             if freeze.open
         ]
-        if not found or self._rarely(15):
+        if not found or self._chance(15):
             found = [
                 (brand.brand_id, freeze) for brand in self.oracle.brands.values() for freeze in brand.freezes.values()
             ]
         brand_id, freeze = self._recent(found) or (self._brand_id(), None)
-        return self._brand_id() if self._rarely(3) else brand_id, freeze
+        return self._brand_id() if self._chance(3) else brand_id, freeze
 
     def _payment_to_settle(self) -> tuple[int, Payment | None]:
         """A payment and its brand, rarely another."""
@@ -334,7 +334,7 @@ class Author:
             (brand.brand_id, payment) for brand in self.oracle.brands.values() for payment in brand.payments.values()
         ]
         brand_id, payment = self._recent(found) or (self._brand_id(), None)
-        return self._brand_id() if self._rarely(3) else brand_id, payment
+        return self._brand_id() if self._chance(3) else brand_id, payment
 
     def _types(self) -> list[int]:
         return list(self._one_of(*_TYPES_OF_PACKAGES))
@@ -342,7 +342,7 @@ class Author:
     def _end_to_meet(self) -> datetime:
         """A moment to come, rather one at which something else ends."""
         ends = self.oracle.ends()
-        if ends and not self._rarely(50):
+        if ends and not self._chance(50):
             end: datetime = self._one_of(*ends[:4]) + self._one_of(-1, 0, 0, 1) * MICROSECOND
             return end
         later: timedelta = self._one_of(SECOND, HOUR, DAY, 2 * DAY, 6 * DAY, 20 * DAY)
@@ -351,7 +351,7 @@ class Author:
     def _wait(self) -> None:
         now = self.oracle.now
         ends = self.oracle.ends()
-        if ends and not self._rarely(35):
+        if ends and not self._chance(35):
             # The next end most of all: at it, just before, just behind.
             moment = ends[min(self.random.choice([0, 0, 0, 1, 2, 5]), len(ends) - 1)]
             moment += self._one_of(-1, 0, 0, 1) * MICROSECOND
@@ -361,14 +361,14 @@ class Author:
         if self.sweeps_after_waits:
             self._sweep()
 
-    # Calls, in the order of their weights.
+    # Calls.
 
     def _grant(self, brand_id: int | None = None) -> None:
         grant: Request = {"segments": self._one_of(1, 2, 3, 5, 8, 13, 20), "sms_types": self._types()}
-        if self._rarely(2):
+        if self._chance(2):
             grant["segments"] = 0
-        if not self._rarely(20):
-            grant["expires_at"] = self._end_to_meet() if not self._rarely(5) else self.oracle.now
+        if not self._chance(20):
+            grant["expires_at"] = self._end_to_meet() if not self._chance(5) else self.oracle.now
         self._adjust(self._brand_id() if brand_id is None else brand_id, grant=grant)
 
     def _adjust(self, brand_id: int, **adjustment: Request) -> None:
@@ -378,7 +378,7 @@ class Author:
         brand_id = self._brand_id()
         package = self._recent(self._brand(brand_id).packages)
         available = package.remaining - package.held if package else 1
-        package_id = package.package_id if package and not self._rarely() else self._one_of(0, 99)
+        package_id = package.package_id if package and not self._chance() else self._one_of(0, 99)
         self._adjust(brand_id, claw_back={"package_id": package_id, "segments": self._amount(available)})
 
     def _return(self) -> None:
@@ -388,55 +388,55 @@ class Author:
 
     def _order(self) -> None:
         request: Request = {"offer_id": self._one_of("day", "day", "month", "ever")}
-        if self._rarely(6):
+        if self._chance(6):
             request["offer_id"] = self._one_of("gone", "none", "")
-        if self._rarely(10):
+        if self._chance(10):
             request["price"] = self._one_of("9.9", "0", "-1", "1.23456")
-        if self._rarely(8):
+        if self._chance(8):
             request["currency"] = self._one_of("EUR", "euro")
         self._add_keyed("CreatePackageOrder", brand_id=self._brand_id(), **request)
 
     def _paid(self) -> None:
         brand_id = self._brand_id()
-        order = self._recent(self._brand(_SECOND if self._rarely(3) else brand_id).orders.values())
+        order = self._recent(self._brand(_SECOND if self._chance(3) else brand_id).orders.values())
         if order is None:
             self._order()
             return
-        if order.package is None and order.pay_before > self.oracle.now and self._rarely(25):
+        if order.package is None and order.pay_before > self.oracle.now and self._chance(25):
             self._pass_to(order.pay_before + self._one_of(-1, 0, 1) * MICROSECOND)
-            if not self._rarely(30):
+            if not self._chance(30):
                 self._clean_up()
-        price = f"{order.price:.4f}" if self._rarely(30) else f"{order.price:f}"
+        price = f"{order.price:.4f}" if self._chance(30) else f"{order.price:f}"
         self._add(
             "PackagePaidCallBack",
             brand_id=brand_id,
-            package_order_no=order.package_order_no if not self._rarely() else "order-none",
-            payment_reference="bank-1" if not self._rarely(20) else self._one_of("bank-2", ""),
-            amount=price if not self._rarely(12) else self._one_of("44.99", "45.000", "free"),
-            currency=order.currency if not self._rarely() else "USD",
+            package_order_no=order.package_order_no if not self._chance() else "order-none",
+            payment_reference="bank-1" if not self._chance(20) else self._one_of("bank-2", ""),
+            amount=price if not self._chance(12) else self._one_of("44.99", "45.000", "free"),
+            currency=order.currency if not self._chance() else "USD",
         )
-        if self._rarely(30):
+        if self._chance(30):
             self._paid()
 
     def _freeze(self) -> None:
         now = self.oracle.now
         spendable = [package for package in self._brand(_FIRST).packages if package.remaining > package.held]
         spendable = [package for package in spendable if not package.is_over(now)]
-        if not self._rarely(90 if len(spendable) > 1 else 40 if spendable else 10):
+        if not self._chance(90 if len(spendable) > 1 else 40 if spendable else 10):
             self._grant(_FIRST)
         self._add_keyed("SmsSendPrePay", **self._freeze_fields())
 
     def _freeze_fields(self) -> Request:
         brand_id = self._brand_id()
-        if not self._brand(brand_id).available(self.oracle.now) and not self._rarely(10):
+        if not self._brand(brand_id).available(self.oracle.now) and not self._chance(10):
             brand_id = _FIRST
         sms_type, available = self._type_to_freeze(self._brand(brand_id))
         # Most of what there is, so that it comes out of several packages.
-        segments = self._amount(available) if self._rarely(50) else max(1, available - self._one_of(0, 1, 2))
+        segments = self._amount(available) if self._chance(50) else max(1, available - self._one_of(0, 1, 2))
         request: Request = {"brand_id": brand_id, "sms_type": sms_type, "segments": segments}
-        if self._rarely(2):
+        if self._chance(2):
             request["sms_type"] = self._one_of(0, 9)
-        if self._rarely(50):
+        if self._chance(50):
             request["time_to_live"] = self._time_to_live(self.oracle.now)
         return request
 
@@ -444,7 +444,7 @@ class Author:
         """A type, rather one that something is there for, and how much is."""
         available = {sms_type: brand.available(self.oracle.now, sms_type) for sms_type in TYPES}
         payable = [sms_type for sms_type in TYPES if available[sms_type]]
-        sms_type = self.random.choice(payable if payable and not self._rarely(10) else list(TYPES))
+        sms_type = self.random.choice(payable if payable and not self._chance(10) else list(TYPES))
         return sms_type, available[sms_type]
 
     def _has_open_freeze(self) -> bool:
@@ -452,14 +452,14 @@ class Author:
 
     def _time_to_live(self, created_at: datetime) -> timedelta:
         longest = created_at + self.oracle.terms.time_to_live_max - self.oracle.now
-        if self._rarely(15 if created_at == self.oracle.now else 50):
+        if self._chance(15 if created_at == self.oracle.now else 50):
             return longest + int(self._one_of(-1, 0, 1)) * MICROSECOND
         to_meet = self._end_to_meet() - self.oracle.now
         chosen: timedelta = self._one_of(to_meet, to_meet, MICROSECOND, HOUR, DAY, 3 * DAY, 6 * DAY, 7 * DAY)
-        return chosen if not self._rarely(2) else timedelta()
+        return chosen if not self._chance(2) else timedelta()
 
     def _pay(self) -> None:
-        if not self._has_open_freeze() and not self._rarely(10):
+        if not self._has_open_freeze() and not self._chance(10):
             self._freeze()
         self._add_keyed("SmsSendPay", **self._pay_fields())
 
@@ -467,30 +467,30 @@ class Author:
         brand_id, freeze = self._freeze_to_use()
         return {
             "brand_id": brand_id,
-            "order_no": freeze.order_no if freeze and not self._rarely(2) else "order-none",
+            "order_no": freeze.order_no if freeze and not self._chance(2) else "order-none",
             "segments": self._amount(freeze.open if freeze else 1),
         }
 
     def _release(self) -> None:
-        if not self._has_open_freeze() and not self._rarely(10):
+        if not self._has_open_freeze() and not self._chance(10):
             self._freeze()
         brand_id, freeze = self._freeze_to_use()
-        segments = 0 if self._rarely(30) else self._amount(freeze.open if freeze else 1)
-        order_no = freeze.order_no if freeze and not self._rarely(2) else "order-none"
+        segments = 0 if self._chance(30) else self._amount(freeze.open if freeze else 1)
+        order_no = freeze.order_no if freeze and not self._chance(2) else "order-none"
         self._add_keyed("SmsReleaseFreezeNum", brand_id=brand_id, order_no=order_no, segments=segments)
-        if self._rarely(40):
+        if self._chance(40):
             self._apply_releases()
 
     def _extend(self) -> None:
-        if not self._has_open_freeze() and not self._rarely(10):
+        if not self._has_open_freeze() and not self._chance(10):
             self._freeze()
         brand_id, freeze = self._freeze_to_use()
         time_to_live = self._time_to_live(freeze.created_at if freeze else self.oracle.now)
-        order_no = freeze.order_no if freeze and not self._rarely(2) else "order-none"
+        order_no = freeze.order_no if freeze and not self._chance(2) else "order-none"
         self._add_keyed("ExtendFreeze", brand_id=brand_id, order_no=order_no, time_to_live=time_to_live)
 
     def _status(self) -> None:
-        if not any(brand.payments for brand in self.oracle.brands.values()) and not self._rarely(10):
+        if not any(brand.payments for brand in self.oracle.brands.values()) and not self._chance(10):
             self._pay()
         self._add_keyed("SmsSendStatusCallBack", **self._status_fields())
 
@@ -519,14 +519,14 @@ class Author:
         brand_id, payment = self._payment_to_settle()
         left = payment.segments - payment.refunded if payment else 1
         names = self.random.sample(_MESSAGES, self.random.choice([0, 1, 1, 1, 2, 3]))
-        if names and self._rarely(3):
+        if names and self._chance(3):
             names.append(self._one_of(names[0], ""))
         failed = [{"message_id": name, "segments": self._amount(max(1, left // len(names)))} for name in names]
-        payment_no = payment.payment_no if payment and not self._rarely(2) else "payment-none"
+        payment_no = payment.payment_no if payment and not self._chance(2) else "payment-none"
         return {"brand_id": brand_id, "payment_no": payment_no, "failed": failed}
 
     def _receipt(self) -> None:
-        if not any(brand.payments for brand in self.oracle.brands.values()) and not self._rarely(10):
+        if not any(brand.payments for brand in self.oracle.brands.values()) and not self._chance(10):
             self._pay()
         self._add_keyed("SmsReceiptStatusCallBack", **self._receipt_fields())
 
@@ -535,10 +535,10 @@ class Author:
         left = payment.segments - payment.refunded if payment else 1
         return {
             "brand_id": brand_id,
-            "payment_no": payment.payment_no if payment and not self._rarely(2) else "payment-none",
+            "payment_no": payment.payment_no if payment and not self._chance(2) else "payment-none",
             "message_id": self._message(brand_id, payment),
             "segments": self._amount(max(1, left)),
-            "state": self._one_of(1, 1, 2, 2, 3, 4) if not self._rarely(2) else self._one_of(0, 7),
+            "state": self._one_of(1, 1, 2, 2, 3, 4) if not self._chance(2) else self._one_of(0, 7),
             "carrier_code": "MK:0001",
         }
 
@@ -547,7 +547,7 @@ class Author:
         known = {refund.message_id for refund in payment.refunds} if payment else set()
         receipts = self._brand(brand_id).receipts
         known |= {message_id for payment_no, message_id in receipts if payment and payment_no == payment.payment_no}
-        return self.random.choice(sorted(known) if known and not self._rarely(40) else _MESSAGES)
+        return self.random.choice(sorted(known) if known and not self._chance(40) else _MESSAGES)
 
     def _batch(self) -> None:
         method, fields = self._one_of(
@@ -559,10 +559,10 @@ class Author:
         items: list[Request] = []
         for place in range(self.random.choice([1, 2, 3, 5])):
             item = {"request_id": self._key(place), **fields()}
-            if items and self._rarely(15):
+            if items and self._chance(15):
                 # The one before once more, or its key for something else.
-                item = dict(items[-1]) if self._rarely(50) else {**item, "request_id": items[-1]["request_id"]}
-            elif self.keyed and self._rarely(5):
+                item = dict(items[-1]) if self._chance(50) else {**item, "request_id": items[-1]["request_id"]}
+            elif self.keyed and self._chance(5):
                 item["request_id"] = self.random.choice(self.keyed)[1]["request_id"]
             items.append(item)
             self.keyed.append((method, item))
@@ -573,9 +573,9 @@ class Author:
         if again is None:
             return
         method, request = again
-        if self._rarely(35):
+        if self._chance(35):
             request = _changed(method, request)
-        elif self._rarely(10):
+        elif self._chance(10):
             request = {**request, "request_id": self._key()}
         self._add(method, **request)
 
@@ -591,11 +591,11 @@ class Author:
             {"name": self._one_of("New name", " ")},
             {},
         )
-        if self._rarely(10):
+        if self._chance(10):
             change = {"status": CLOSED}
         brand_id = self._brand_id()
         self._add("PutBrand", brand_id=brand_id, **change)
-        if change.get("status", 1) > 1 and self._rarely(50):
+        if change.get("status", 1) > 1 and self._chance(50):
             self._add_keyed("SmsSendPrePay", brand_id=brand_id, sms_type=1, segments=1)
 
     def _sweep(self) -> None:
@@ -616,8 +616,8 @@ class Author:
         points = self._brand(brand_id).points
         moment = self.random.choice(points).at if points else self.oracle.now
         moment += self._one_of(-1, 0, 0, 1) * MICROSECOND
-        if self._rarely(70):
-            self._add("GetBalance", brand_id=brand_id, as_of=moment if not self._rarely() else moment + 400 * DAY)
+        if self._chance(70):
+            self._add("GetBalance", brand_id=brand_id, as_of=moment if not self._chance() else moment + 400 * DAY)
         else:
             # The points meet the moment, the first of them before it.
             step = self._one_of(SECOND, HOUR, DAY, 9 * DAY)
@@ -627,10 +627,10 @@ class Author:
 
     def _list(self) -> None:
         brand_id, freeze = self._freeze_to_use()
-        if self._rarely(50):
+        if self._chance(50):
             self._add("ListPackages", brand_id=brand_id)
         else:
-            order_no = freeze.order_no if freeze and self._rarely(50) else ""
+            order_no = freeze.order_no if freeze and self._chance(50) else ""
             self._add("ListPayments", brand_id=brand_id, order_no=order_no)
 
     def _get_nothing(self) -> None:
@@ -650,7 +650,7 @@ _WEIGHTS = {
     "release": 6,
     "again": 6,
     "apply_releases": 5,
-    "extend": 4,
+    "extend": 6,
     "order": 3,
     "paid": 4,
     "claw_back": 3,

@@ -1,8 +1,8 @@
 """The service against the oracle, on random sequences of every operation, on a clock that the test moves.
 
 Each sequence has a seed of its own, which a failure prints together with the shortest sequence that fails likewise.
-Environment: STATEFUL_SECONDS for how long, SEED for the first sequence's seed, SEQUENCE for a file that holds
-one sequence as a failure printed it.
+Environment: STATEFUL_SECONDS for how long, SEED for the first sequence's seed, SEQUENCE for a file that holds one
+sequence as a failure printed it, STATEFUL_DATABASE_URL for a migrated database of its own.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ SHRINK_SECONDS = float(os.environ.get("STATEFUL_SHRINK_SECONDS", "60"))
 
 
 @pytest.fixture(scope="module")
-def still_database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
-    """A migrated database whose clock stands still."""
-    with database_of_a_module(servers, database_template) as url:
-        ledger_clock.install(url, datetime(2026, 1, 1, tzinfo=UTC))
+def still_database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated database whose clock stands still: a new one, or that of STATEFUL_DATABASE_URL."""
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    if url := os.environ.get("STATEFUL_DATABASE_URL"):
+        ledger_clock.install(url, moment)
+        yield url
+        return
+    servers: EmbeddedServers = request.getfixturevalue("servers")
+    with database_of_a_module(servers, request.getfixturevalue("database_template")) as url:
+        ledger_clock.install(url, moment)
         yield url
 
 
