@@ -35,8 +35,12 @@ from protos.costcenter.v1 import cost_center_pb2 as pb
 SEGMENTS_MAX = 1_000_000_000
 IDENTIFIER_LENGTH_MAX = 64
 FAILED_MESSAGES_MAX = 10_000
+# Thirty years: longer than anything lasts here, and short enough for any moment of today to be counted on from.
+DURATION_SECONDS_MAX = 1_000_000_000
+_NANOS = 1_000_000_000
 _CURRENCY = re.compile(r"[A-Z]{3}")
-_PRICE = re.compile(r"\d{1,12}(\.\d{1,4})?")
+# Digits of other scripts are digits to `\d`.
+_PRICE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,4})?")
 _TIME_ZONES = available_timezones()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -90,18 +94,21 @@ def text(field: str, value: str, length_max: int) -> str:
 
 
 def duration(field: str, value: Duration) -> timedelta:
-    """A positive duration."""
-    if value.seconds < 0 or value.nanos < 0 or (value.seconds, value.nanos) < (0, 1_000) or value.seconds > 10**9:
-        raise invalid_fields({field: "must be positive"})
+    """A duration of at least a microsecond."""
+    in_range = 0 <= value.seconds <= DURATION_SECONDS_MAX and 0 <= value.nanos < _NANOS
+    if not in_range or (value.seconds, value.nanos) < (0, 1_000):
+        raise invalid_fields({field: f"must be 1 microsecond to {DURATION_SECONDS_MAX} seconds"})
     return timedelta(seconds=value.seconds, microseconds=value.nanos // 1_000)
 
 
 def moment(field: str, value: Timestamp) -> datetime:
     """A moment, to the microsecond."""
     try:
+        if not 0 <= value.nanos < _NANOS:
+            raise OverflowError
         return _EPOCH + timedelta(seconds=value.seconds, microseconds=value.nanos // 1_000)
     except OverflowError:
-        raise invalid_fields({field: "must be a moment of the years 1 to 9999"}) from None
+        raise invalid_fields({field: "must be a moment of the years 1 to 9999, nanos 0 to 999999999"}) from None
 
 
 def period(request: pb.GetStatementRequest) -> tuple[str, datetime | None, datetime | None]:
