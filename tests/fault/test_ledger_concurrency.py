@@ -22,7 +22,6 @@ import psycopg
 from ledger_calls import Call, Check, History
 from ledger_oracle import ACTIVE, SUSPENDED, Reply
 from ledger_processes import CostCenterProcess, running_process
-from ledger_service import rows, until
 from ledger_wire import outcome_of
 
 from costcenter import reconciliation
@@ -316,46 +315,6 @@ async def test_a_killed_process(database_url: str, tmp_path: Path) -> None:
         await calls
         outcomes = await check(crowd, database_url)
     assert outcomes["unknown"]
-
-
-async def test_a_process_that_stands_still_with_a_lock(database_url: str, tmp_path: Path) -> None:
-    """SIGSTOP while it holds a lane: it loses the lock, the other goes on, and what it does later counts once."""
-    async with processes(database_url, tmp_path) as running:
-        crowd = Crowd(History(running), seeded("stopped"), [Brand(each) for each in BRANDS[:2]], suspends=False)
-        await crowd.open()
-        calls = asyncio.create_task(crowd.run(CALLS // 2))
-        await crowd.reach(CALLS // 10)
-        await _stop_with_a_lock(database_url, running[1])
-        # Callers of the one that stands still wait; the other gets on with each lane.
-        on = [
-            crowd.history.new(
-                "SmsReleaseFreezeNum", brand_id=each.brand_id, request_id="on", segments=0, order_no=each.freezes[0][0]
-            )
-            for each in crowd.brands
-        ]
-        await asyncio.gather(*(crowd.history.settle(call, running[0]) for call in on))
-        running[1].signal(signal.SIGCONT)
-        await calls
-        await check(crowd, database_url)
-
-
-async def _stop_with_a_lock(database_url: str, process: CostCenterProcess) -> None:
-    """Stop a process at a moment at which it is in a transaction of its ledger."""
-    query = (
-        "select pid from pg_stat_activity where datname = current_database() and application_name = 'smsbill-ledger'"
-        " and state = 'idle in transaction' and clock_timestamp() - state_change > make_interval(secs => %s)"
-    )
-
-    async def stopped() -> bool:
-        process.signal(signal.SIGSTOP)
-        # A transaction that goes on says its next word sooner.
-        await asyncio.sleep(HOLD_SECONDS / 4)
-        if await rows(database_url, query, HOLD_SECONDS / 5):
-            return True
-        process.signal(signal.SIGCONT)
-        return False
-
-    await until(stopped)
 
 
 async def test_pay_release_and_time_out_race(database_url: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ async def test_every_call_is_answered_as_the_rules_say(database_url: str, tmp_pa
             for caller in callers:
                 methods.update(caller.methods)
     print(dict(counts), dict(methods))  # noqa: T201 - pytest shows it with a failure
-    assert set(methods) == set(METHODS), "every RPC was called"
+    assert set(methods) == set(METHODS) - {"GetStatement"}, "every RPC that the oracle knows was called"
     assert min(counts["valid"], counts["wrong"]) > 0.4 * (counts["valid"] + counts["wrong"]), "half of them valid"
     assert counts["OK"] > CALLS / 4
     if CALLS >= ROUND_CALLS * 5:
