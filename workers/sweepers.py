@@ -202,7 +202,12 @@ class Sweepers:
     async def _push_missing(self, items: Sequence[Stalled]) -> int:
         asked = [(_queue_item(item), item.stream_entry) for item in items]
         present = await self._queues.present(asked)
-        return await self._push([item for (item, _), there in zip(asked, present, strict=True) if not there])
+        missing = [item for item, there in zip(items, present, strict=True) if not there]
+        if not missing:
+            return 0
+        async with self._database.connection() as connection:
+            taken = await store.take_stalled(connection, missing)
+        return await self._push([_queue_item(item) for item in missing if (item.brand_id, item.dispatch_id) in taken])
 
     async def _push(self, items: Sequence[QueueItem]) -> int:
         if not items:

@@ -52,6 +52,16 @@ from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_i
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id and d.state = {DispatchState.QUEUED:d}
 """
 
+# Whoever changes the moment queues the dispatch; another sweeper that saw it at the same time finds another moment.
+_TAKE_STALLED = f"""
+update smsgateway.dispatch as d
+set changed_at = clock_timestamp()
+from unnest(%s::bigint[], %s::text[], %s::timestamptz[]) as asked (brand_id, dispatch_id, changed_at)
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
+  and d.state = {DispatchState.QUEUED:d} and d.changed_at = asked.changed_at
+returning d.brand_id, d.dispatch_id
+"""
+
 _DELAYED = f"""
 select brand_id, dispatch_id, sms_type, mode, epoch, stream_entry, changed_at
 from smsgateway.dispatch
@@ -247,6 +257,19 @@ async def free(connection: Connection, items: Sequence[Stalled]) -> set[tuple[in
             arrays.integers([item.brand_id for item in items]),
             arrays.texts([item.dispatch_id for item in items]),
             arrays.integers([item.epoch for item in items]),
+        ),
+    )
+    return {(row[0], row[1]) for row in await cursor.fetchall()}
+
+
+async def take_stalled(connection: Connection, items: Sequence[Stalled]) -> set[tuple[int, str]]:
+    """Of what is QUEUED since the moment seen, (brand, dispatch) of those that nobody else has taken since."""
+    cursor = await connection.execute(
+        _TAKE_STALLED,
+        (
+            arrays.integers([item.brand_id for item in items]),
+            arrays.texts([item.dispatch_id for item in items]),
+            arrays.moments([item.changed_at for item in items]),
         ),
     )
     return {(row[0], row[1]) for row in await cursor.fetchall()}
