@@ -179,15 +179,18 @@ async def check(connection: Connection, first: int, last: int) -> AsyncIterator[
     """What differs for a range of brands, both ends included; the connection is in a snapshot."""
     span = {"first": first, "last": last}
     async with scanning(connection):
+        named = set()
         async for row in await connection.execute(store_checks.FIGURES, span):
-            yield Difference(*row)
+            difference = Difference(*row)
+            named.add(difference.brand_id)
+            yield difference
         odd = [row[0] for row in await (await connection.execute(store_checks.REPLAY, span)).fetchall()]
         for brand_id in sorted(odd):
-            named = False
             async for row in await connection.execute(store_checks.RECORDS, {"first": brand_id, "last": brand_id}):
-                named = True
+                named.add(brand_id)
                 yield Difference(*row)
-            if not named:
+            if brand_id not in named:
+                # It cannot be, but what does not fit is not kept quiet for not having a name.
                 yield Difference("history", brand_id, "records", "replay", "the history", "another")
 
 

@@ -395,9 +395,13 @@ from lost l full join expired_back b on b.brand_id = l.brand_id and b.package_id
     and b.reference = l.reference
 where l.segments is distinct from b.segments
 union all
-select 'entry', e.brand_id, 'record ' || e.record_no, 'moment', coalesce(p.expires_at::text, 'none'), e.at::text
+select 'entry', e.brand_id, 'record ' || e.record_no, v.figure, v.expected, v.found
 from e join p using (brand_id, package_id)
-where e.kind = {EntryKind.EXPIRE:d} and e.at is distinct from p.expires_at
+cross join lateral (values
+    ('moment', coalesce(p.expires_at::text, 'none'), e.at::text),
+    ('reference', '', e.reference::text)
+) as v(figure, expected, found)
+where e.kind = {EntryKind.EXPIRE:d} and v.expected <> v.found
 """
 
 # Every package comes from what its source says, and once; every paid order and adjustment has done what it says.
@@ -450,15 +454,17 @@ from p left join o on o.brand_id = p.brand_id and o.package_order_no = p.source_
     and o.status = {OrderStatus.PAID:d} and o.package_id = p.package_id
 where p.source = {PackageSource.ORDER:d} and o.package_order_no is null
 union all
-select 'adjustment', coalesce(a.brand_id, t.brand_id), coalesce(a.adjustment_no, t.reference), v.figure, v.expected,
-    v.found
+select v.what, coalesce(a.brand_id, t.brand_id), coalesce(a.adjustment_no, t.reference), v.figure, v.expected, v.found
 from a full join adjusted t on t.brand_id = a.brand_id and t.reference = a.adjustment_no
 cross join lateral (values
-    ('kind', coalesce(t.kind::text, 'none'), coalesce(a.kind::text, 'none')),
-    ('package', coalesce(t.package_id::text, 'none'), coalesce(a.package_id::text, 'none')),
-    ('segments', coalesce(t.segments::text, 'none'), coalesce(a.segments::text, 'none')),
-    ('created_at', coalesce(t.at::text, 'none'), coalesce(a.created_at::text, 'none'))
-) as v(figure, expected, found)
+    ('adjustment without entry', 'entry', 'an entry', case when t.reference is null then 'none' else 'an entry' end),
+    ('entry without adjustment', 'adjustment', 'an adjustment',
+        case when a.adjustment_no is null then 'none' else 'an adjustment' end),
+    ('adjustment', 'kind', t.kind::text, a.kind::text),
+    ('adjustment', 'package', t.package_id::text, a.package_id::text),
+    ('adjustment', 'segments', t.segments::text, a.segments::text),
+    ('adjustment', 'created_at', t.at::text, a.created_at::text)
+) as v(what, figure, expected, found)
 where v.expected <> v.found
 union all
 select 'package', p.brand_id, 'package ' || p.package_id, 'origin', 'a package that has ended',

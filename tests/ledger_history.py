@@ -144,7 +144,9 @@ class Life:
         types = self.random.choice([(), (), (3,), (1, 2)])
         operation = Grant(self.brand_id, request_id(), b"g", "author", "reason", self.random.randint(1, 60), end, types)
         reply = await self.apply(operation)
-        self.packages.append(reply.package.package_id)
+        # Another brand's life on the same clock may have passed the end meanwhile.
+        if reply is not None:
+            self.packages.append(reply.package.package_id)
 
     async def buy(self) -> None:
         order = await self.apply(CreateOrder(self.brand_id, request_id(), b"o", OFFER, None, ""))
