@@ -27,6 +27,22 @@ _OWNER, _USER, _GROUP_OWNER, _GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x08, 0x
 _NO_ID = 0xFFFFFFFF
 _SEARCH = 1
 
+# Gives up root's rights and becomes the program, with the signals as a program expects to find them.
+_BECOME = """
+import os, signal, sys
+uid, gid, *command = sys.argv[1:]
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.setgroups([])
+os.setgid(int(gid))
+os.setuid(int(uid))
+try:
+    os.execv(command[0], command)
+except OSError as error:
+    what = f"error: {command[0]} cannot be run as the user with the id {uid}: {error.strerror}"
+    sys.exit(f"{what}; make it executable for all, or install the package again")
+"""
+
 
 @dataclass(frozen=True)
 class Account:
@@ -52,6 +68,15 @@ def server_account(cluster: Path) -> Account | None:
             f"create a user {ACCOUNT}, or run as an ordinary user"
         )
     return account
+
+
+def run_as(account: Account, command: list[str]) -> list[str]:
+    """The command that runs a command under the account.
+
+    `subprocess`'s own parameters for that would fork this process, handlers of libraries included: gRPC's starts
+    threads in the child, and they crash it now and then before it becomes the program.
+    """
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid), *command]
 
 
 def let_through(path: Path, account: Account) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import psutil
 
 from infra.data_folder import DataFolder, EmbeddedError, folder_errors
-from infra.embedded_account import Account
+from infra.embedded_account import Account, run_as
 
 _POLL_SECONDS = 0.02
 # How long a server that was found running may go without a socket file before it is taken for unreachable.
@@ -212,7 +212,8 @@ class EmbeddedServer(abc.ABC):
         # Variables that would change what the programs do, or the language of what they say.
         environment = {name: text for name, text in os.environ.items() if not name.startswith(("PG", "LC_"))}
         environment |= {"LC_ALL": "C", "TZ": "UTC"}
-        uid, gid = (self.account.uid, self.account.gid) if self.account else (None, None)
+        if self.account is not None:
+            command = run_as(self.account, command)
         with folder_errors(self.folder.path), open(self.log, "ab", opener=_private) as log:
             self._log_start = log.seek(0, os.SEEK_END)
             try:
@@ -225,14 +226,10 @@ class EmbeddedServer(abc.ABC):
                     env=environment,
                     start_new_session=True,
                     umask=0o077,
-                    user=uid,
-                    group=gid,
-                    extra_groups=[] if self.account else None,
                 )
             except OSError as error:
-                who = f"the user with the id {uid}" if uid is not None else "this user"
                 raise EmbeddedError(
-                    f"{command[0]} cannot be run as {who}: {error.strerror}; "
+                    f"{command[0]} cannot be run as this user: {error.strerror}; "
                     "make it executable for all, or install the package again"
                 ) from error
 
