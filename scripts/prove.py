@@ -9,7 +9,6 @@ or one cannot be made.
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import re
@@ -18,20 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import psycopg
-import sqlalchemy
-from psycopg import sql
-
 from costcenter import migrations
 from infra.embedded import EmbeddedServers
+from scripts import databases
 from scripts.mutations import MUTATIONS, Mutation, problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,36 +41,10 @@ CONNECTIONS = 300
 # What a run takes beside the sequences: starting PostgreSQL, making a failing sequence shorter, stopping.
 OVERHEAD_SECONDS = 240
 R = TypeVar("R")
+# Makes a migrated database for one run.
+Fresh = Callable[[], AbstractContextManager[str]]
 _DISAGREES = re.compile(r"SEED=(\d+) \(after (\d+) sequences, (\d+) calls\) disagrees")
 _AGREES = re.compile(r"SEED=\d+: (\d+) sequences, (\d+) calls agree")
-
-
-class Databases:
-    """Migrated databases of a server, each for one run."""
-
-    def __init__(self, server_url: str) -> None:
-        self._server_url = server_url
-        self._numbers = itertools.count(1)
-        self._administer(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
-        migrations.migrate(self._url(TEMPLATE))
-
-    @contextmanager
-    def fresh(self) -> Iterator[str]:
-        """A new one."""
-        name = f"prove_{next(self._numbers)}"
-        names = [sql.Identifier(name), sql.Identifier(TEMPLATE)]
-        self._administer(sql.SQL("create database {} template {}").format(*names))
-        try:
-            yield self._url(name)
-        finally:
-            self._administer(sql.SQL("drop database {} with (force)").format(names[0]))
-
-    def _url(self, name: str) -> str:
-        return sqlalchemy.make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
-
-    def _administer(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self._server_url, autocommit=True, connect_timeout=10) as connection:
-            connection.execute(statement)
 
 
 @dataclass(frozen=True)
@@ -115,30 +85,35 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="smsbill-prove-") as folder,
         EmbeddedServers(Path(folder) / "data", max_connections=CONNECTIONS, stop_timeout_seconds=30) as servers,
     ):
-        return prove(Databases(servers.database_url), Path(folder) / "trees")
+        return prove(_databases(servers.database_url), Path(folder) / "trees")
 
 
-def prove(databases: Databases, trees: Path) -> int:
+def _databases(server_url: str) -> Fresh:
+    migrations.migrate(databases.create(server_url, TEMPLATE))
+    return partial(databases.fresh, server_url, TEMPLATE)
+
+
+def prove(fresh: Fresh, trees: Path) -> int:
     """Prove on databases of a server, with copies of the tree in a folder; the exit code."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**9))
     jobs = int(os.environ.get("JOBS") or min(8, os.cpu_count() or 1))
     if sequence := os.environ.get("SEQUENCE"):
-        run = play(databases, ROOT, seed, 1, sequence=str(Path(sequence).resolve()))
+        run = play(fresh, ROOT, seed, 1, sequence=str(Path(sequence).resolve()))
         print(run.output if not run.passed else f"{sequence}: the ledger agrees with the oracle")
         return 0 if run.passed else 1
     if found := problems(ROOT):
         print("These mutations have to be made anew in the code as it is now:", *found, sep="\n  ")
         return 1
-    proven = prove_ledger(databases, seed, jobs, float(os.environ.get("PROVE_SECONDS") or 180))
+    proven = prove_ledger(fresh, seed, jobs, float(os.environ.get("PROVE_SECONDS") or 180))
     chosen = [mutation for mutation in MUTATIONS if os.environ.get("ONLY", "") in mutation.name]
-    caught = prove_mutations(databases, trees, chosen, seed, jobs, float(os.environ.get("MUTATION_SECONDS") or 90))
+    caught = prove_mutations(fresh, trees, chosen, seed, jobs, float(os.environ.get("MUTATION_SECONDS") or 90))
     return 0 if proven and caught else 1
 
 
-def prove_ledger(databases: Databases, seed: int, jobs: int, seconds: float) -> bool:
+def prove_ledger(fresh: Fresh, seed: int, jobs: int, seconds: float) -> bool:
     """Play the sequences on the ledger as it is."""
     say(f"The ledger for {seconds:.0f} s in {jobs} processes, SEED={seed}")
-    work = [partial(play, databases, ROOT, seed + job * SEEDS_APART, seconds) for job in range(jobs)]
+    work = [partial(play, fresh, ROOT, seed + job * SEEDS_APART, seconds) for job in range(jobs)]
     runs: list[Run] = []
     at_once(work, jobs, runs.append)
     for run in runs:
@@ -150,9 +125,7 @@ def prove_ledger(databases: Databases, seed: int, jobs: int, seconds: float) -> 
     return agreed
 
 
-def prove_mutations(
-    databases: Databases, trees: Path, mutations: list[Mutation], seed: int, jobs: int, seconds: float
-) -> bool:
+def prove_mutations(fresh: Fresh, trees: Path, mutations: list[Mutation], seed: int, jobs: int, seconds: float) -> bool:
     """Play the sequences on each broken ledger and print what caught it."""
     if not mutations:
         return True
@@ -166,7 +139,7 @@ def prove_mutations(
     # Copied once, so that whoever goes on editing meanwhile does not end up in some of them.
     whole = trees / "whole"
     shutil.copytree(ROOT, whole, ignore=shutil.ignore_patterns(".*", "*.egg-info", "docs", "bench"))
-    at_once([partial(judge, databases, mutation, whole, seed, seconds) for mutation in mutations], jobs, note)
+    at_once([partial(judge, fresh, mutation, whole, seed, seconds) for mutation in mutations], jobs, note)
     print(table(sorted(verdicts, key=lambda verdict: mutations.index(verdict.mutation))))
     survivors = [verdict for verdict in verdicts if not verdict.caught]
     for verdict in survivors:
@@ -176,20 +149,20 @@ def prove_mutations(
     return not survivors
 
 
-def judge(databases: Databases, mutation: Mutation, whole: Path, seed: int, seconds: float) -> Verdict:
+def judge(fresh: Fresh, mutation: Mutation, whole: Path, seed: int, seconds: float) -> Verdict:
     """Break a copy of the tree and play on it."""
     tree = whole.with_name(mutation.name.replace(" ", "-"))
     shutil.copytree(whole, tree)
     mutation.apply(tree)
-    run = play(databases, tree, seed, seconds, *UNIT_TESTS)
+    run = play(fresh, tree, seed, seconds, *UNIT_TESTS)
     shutil.rmtree(tree)
     return Verdict(mutation, run)
 
 
-def play(databases: Databases, tree: Path, seed: int, seconds: float, *tests: str, sequence: str = "") -> Run:
+def play(fresh: Fresh, tree: Path, seed: int, seconds: float, *tests: str, sequence: str = "") -> Run:
     """Play sequences on a tree's ledger for some seconds, and run some tests before."""
     started = time.monotonic()
-    with databases.fresh() as url:
+    with fresh() as url:
         code, output = run_bounded(
             # Without conftest: what its fixtures need takes longer to import than most mistakes to be found.
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *tests, SEQUENCES],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -12,19 +11,17 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-import sqlalchemy
 from fake_cost_center import FakeCostCenter
 from gateway_harness import Gateway, running_gateway, started_cost_center
 from ledger_harness import Ledger, running_ledger
-from psycopg import sql
 
 from costcenter import migrations as ledger_migrations
 from infra.embedded import EmbeddedServers
+from scripts import databases
 from smsgateway import migrations as gateway_migrations
 
 _TEMPLATE = "smsbill_template"
 _REDIS_DB = 1
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +38,7 @@ def servers() -> Iterator[EmbeddedServers]:
 @pytest.fixture(scope="session")
 def database_template(servers: EmbeddedServers) -> str:
     """Name of a database with all migrations; copying it costs less than migrating."""
-    _administer(servers, sql.SQL("create database {}").format(sql.Identifier(_TEMPLATE)))
-    url = database_named(servers.database_url, _TEMPLATE)
+    url = databases.create(servers.database_url, _TEMPLATE)
     gateway_migrations.migrate(url)
     ledger_migrations.migrate(url)
     return _TEMPLATE
@@ -51,19 +47,21 @@ def database_template(servers: EmbeddedServers) -> str:
 @pytest.fixture
 def database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
     """A fresh, migrated database of this test."""
-    yield from _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template))
+    with databases.fresh(servers.database_url, database_template) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def migrated_database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
     """A migrated database that stays empty, for tests that only ask."""
-    yield from _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template))
+    with databases.fresh(servers.database_url, database_template) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def known_empty_database_url(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
     """A migrated database whose tables PostgreSQL knows to be empty: the worst that it can plan by."""
-    for url in _fresh_database(servers, sql.SQL("create database {} template {}"), sql.Identifier(database_template)):
+    with databases.fresh(servers.database_url, database_template) as url:
         with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
             connection.execute("vacuum analyze")
         yield url
@@ -72,7 +70,8 @@ def known_empty_database_url(servers: EmbeddedServers, database_template: str) -
 @pytest.fixture
 def empty_database_url(servers: EmbeddedServers) -> Iterator[str]:
     """A fresh database without any of our schemas."""
-    yield from _fresh_database(servers, sql.SQL("create database {}"))
+    with databases.fresh(servers.database_url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -82,24 +81,6 @@ def redis_url(servers: EmbeddedServers) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
-
-
-def database_named(url: str, name: str) -> str:
-    """The same server's database of this name."""
-    return sqlalchemy.make_url(url).set(database=name).render_as_string(hide_password=False)
-
-
-def _fresh_database(servers: EmbeddedServers, statement: sql.SQL, *arguments: sql.Composable) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    identifier = sql.Identifier(name)
-    _administer(servers, statement.format(identifier, *arguments))
-    yield database_named(servers.database_url, name)
-    _administer(servers, sql.SQL("drop database if exists {} with (force)").format(identifier))
-
-
-def _administer(servers: EmbeddedServers, statement: sql.Composed) -> None:
-    with psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10) as connection:
-        connection.execute(statement)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,14 +13,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import psycopg
-import sqlalchemy
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from psycopg import sql
 
 from costcenter.process import CostCenterProcess
 from costcenter.settings import Settings
-from infra.embedded import EmbeddedServers
 from infra.errors import Refusal
 from infra.grpc_server import bearer, open_channel
 from infra.grpc_status import from_error
@@ -222,22 +219,6 @@ def cost_center_settings(database_url: str, **changes: Any) -> Settings:
         **changes,
     }
     return Settings(**values)
-
-
-@contextmanager
-def database_of_a_module(servers: EmbeddedServers, template: str) -> Iterator[str]:
-    """A fresh, migrated database for all tests of a module; each test takes brands of its own."""
-    name = f"module_{next(_numbers)}"
-    _administer(servers, sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, template))))
-    try:
-        yield sqlalchemy.make_url(servers.database_url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        _administer(servers, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
-
-
-def _administer(servers: EmbeddedServers, statement: sql.Composed) -> None:
-    with psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10) as connection:
-        connection.execute(statement)
 
 
 @asynccontextmanager

@@ -23,7 +23,6 @@ from ledger_service import (
     SECONDS,
     CostCenter,
     cost_center_settings,
-    database_of_a_module,
     moment,
     number,
     outcomes_of,
@@ -39,6 +38,7 @@ from infra.errors import Refusal, StartError
 from infra.grpc_server import open_channel
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
+from scripts import databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -144,7 +144,7 @@ def _request(method: str, brand_id: int) -> Any:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def center(servers: EmbeddedServers, database_template: str) -> AsyncIterator[CostCenter]:
-    with database_of_a_module(servers, database_template) as url:
+    with databases.fresh(servers.database_url, database_template) as url:
         async with running_cost_center(url) as running:
             yield running
 

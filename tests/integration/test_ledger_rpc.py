@@ -24,7 +24,6 @@ from ledger_service import (
     SECONDS,
     VERIFICATION,
     CostCenter,
-    database_of_a_module,
     locked_lanes,
     moment,
     number,
@@ -44,6 +43,7 @@ from infra.paging import encode_token
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from protos.costcenter.v1 import cost_center_pb2 as pb
 from protos.costcenter.v1 import types_pb2
+from scripts import databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,7 +55,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def center(servers: EmbeddedServers, database_template: str) -> AsyncIterator[CostCenter]:
-    with database_of_a_module(servers, database_template) as url:
+    with databases.fresh(servers.database_url, database_template) as url:
         async with running_cost_center(url, ledger_batch_max=50) as running:
             yield running
 

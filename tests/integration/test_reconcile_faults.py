@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 from ledger_history import APRIL, DAY, HOUR, MARCH, Clock, Life, Script, busy_march, differences, ledger
-from ledger_service import database_of_a_module, rows
+from ledger_service import rows
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from costcenter import reconciliation
 from costcenter.operations import BookDue, FreezeSegments, Grant, Pay, RecordReceipt, SendStatus
 from infra.embedded import EmbeddedServers
+from scripts import databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -505,7 +506,7 @@ FAULTS = (
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def url(servers: EmbeddedServers, database_template: str) -> AsyncIterator[str]:
     """Two brands with a busy month each, what was due booked, something open, and something refunded too late."""
-    with database_of_a_module(servers, database_template) as made:
+    with databases.fresh(servers.database_url, database_template) as made:
         for brand_id in (BRAND, OTHER):
             clock = Clock(MARCH)
             async with ledger(made, clock) as (engine, _):

@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from ledger_service import database_of_a_module
 from psycopg import errors
 
 import costcenter.schema
 import smsgateway.schema
 from infra.database import sqlalchemy_url
 from infra.embedded import EmbeddedServers
+from scripts import databases
 
 SCHEMAS = {"costcenter": costcenter.schema.metadata, "smsgateway": smsgateway.schema.metadata}
 
@@ -100,7 +100,7 @@ where c.relkind = 'p' and c.relnamespace::regnamespace::text = any(%(schemas)s)
 @pytest.fixture(scope="module")
 def migrated(servers: EmbeddedServers, database_template: str) -> Iterator[str]:
     """A migrated database whose tables stay empty."""
-    with database_of_a_module(servers, database_template) as url:
+    with databases.fresh(servers.database_url, database_template) as url:
         yield url
 
 

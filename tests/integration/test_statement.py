@@ -29,7 +29,6 @@ from ledger_service import (
     ADMIN,
     SECONDS,
     CostCenter,
-    database_of_a_module,
     moment,
     number,
     running_cost_center,
@@ -41,6 +40,7 @@ from infra.embedded import EmbeddedServers
 from infra.errors import Refusal
 from infra.paging import encode_token
 from protos.costcenter.v1 import cost_center_pb2 as pb
+from scripts import databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,7 +52,7 @@ KINDS = {value.number for value in pb.StatementKind.DESCRIPTOR.values if value.n
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def center(servers: EmbeddedServers, database_template: str) -> AsyncIterator[CostCenter]:
-    with database_of_a_module(servers, database_template) as url:
+    with databases.fresh(servers.database_url, database_template) as url:
         async with running_cost_center(url) as running:
             yield running
 

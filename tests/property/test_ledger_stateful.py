@@ -21,10 +21,10 @@ import uvloop
 from ledger_oracle import Request, Terms
 from ledger_player import DisagreementError, Stage, play, running_stage
 from ledger_sequences import MICROSECOND, Call, Sequence, Shrinker, write
-from ledger_service import database_of_a_module
 
 import costcenter.book
 from infra.embedded import EmbeddedServers
+from scripts import databases
 
 SECONDS = float(os.environ.get("STATEFUL_SECONDS", "25"))
 SHRINK_SECONDS = float(os.environ.get("STATEFUL_SHRINK_SECONDS", "60"))
@@ -39,7 +39,7 @@ def still_database_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield url
         return
     servers: EmbeddedServers = request.getfixturevalue("servers")
-    with database_of_a_module(servers, request.getfixturevalue("database_template")) as url:
+    with databases.fresh(servers.database_url, request.getfixturevalue("database_template")) as url:
         ledger_clock.install(url, moment)
         yield url
 
