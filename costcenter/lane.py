@@ -111,6 +111,9 @@ class Lane:
             try:
                 return self._transact(operations)
             except TRANSIENT as error:
+                if isinstance(error, psycopg.errors.LockNotAvailable) and self._end_still():
+                    # The lane is free now, however late it is. Who was ended is not met again.
+                    continue
                 # Whether a lost commit took effect, the idempotency keys tell at the next attempt.
                 if time.monotonic() + pause > deadline:
                     log.warning("database unreachable", lane_id=self._lane_id, error=type(error).__name__)
@@ -119,6 +122,23 @@ class Lane:
                 GROUP_RETRIES.inc()
                 time.sleep(pause)
                 pause = min(pause * 2, 1)
+
+    def _end_still(self) -> bool:
+        """End the transactions of processes that stand still with a lane in hand; whether there were any.
+
+        For who has waited in vain for a lane, so whoever was silent for half of that time is not about to give it back.
+        """
+        try:
+            with self._session.transaction() as connection:
+                ended = store.end_still(connection, self._limits.hold_seconds / 2)
+                connection.commit()
+        except psycopg.Error as error:
+            # Another cost centre may come as a user of the database's whose sessions this one may not end.
+            log.warning("a lane is held", lane_id=self._lane_id, error=type(error).__name__)
+            return False
+        if ended:
+            log.warning("a process stood still with a lane", lane_id=self._lane_id, transactions=ended)
+        return bool(ended)
 
     def _transact(self, operations: list[Operation]) -> list[Outcome]:
         due: dict[int, DueReply] = {}

@@ -48,6 +48,21 @@ update costcenter.lane set version = version + 1 where lane_id = %s
 returning version, clock_timestamp() + make_interval(secs => %s)
 """
 
+# Ends the transactions of cost centres that hold a lane, or a share of one as readers do, and whose process has not
+# said a word for so many seconds. The server's own limit (`Session`) does not count while a pipeline is open: the
+# server has done what was sent and waits for more, which it calls active, without end.
+END_STILL = """
+select pg_terminate_backend(a.pid)
+from pg_stat_activity a
+where a.datname = current_database() and a.application_name like 'smsbill-%%' and a.wait_event_type = 'Client'
+  and a.state_change < clock_timestamp() - make_interval(secs => %s)
+  and exists (
+    select from pg_locks l
+    where l.pid = a.pid and l.database = a.datid and l.relation = 'costcenter.lane'::regclass and l.granted
+      and l.mode in ('RowExclusiveLock', 'RowShareLock')
+  )
+"""
+
 CLOCK = "select clock_timestamp() + make_interval(secs => %s)"
 
 LANES = "select count(*) from costcenter.lane"
@@ -633,6 +648,11 @@ class GroupReads:
 def _rows(cursor: Cursor | None) -> list[tuple[Any, ...]]:
     """The rows of a statement that was sent; none for one that was not."""
     return [] if cursor is None else cursor.fetchall()
+
+
+def end_still(connection: ThreadConnection, seconds: float) -> int:
+    """End the transactions that hold a lane and have stood still for some seconds; how many there were."""
+    return sum(ended for (ended,) in connection.execute(END_STILL, (seconds,)))
 
 
 def _due_parameters(brands: Sequence[tuple[int, datetime]]) -> tuple[str, str]:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from ledger_calls import Call, Check, History
+from ledger_calls import SETTLE_SECONDS, Call, Check, History
 from ledger_oracle import ACTIVE, SUSPENDED, Reply
 from ledger_processes import CostCenterProcess, running_process
-from ledger_wire import outcome_of
+from ledger_service import rows
+from ledger_wire import is_unknown, outcome_of
 
 from costcenter import reconciliation
 from infra.errors import Refusal
@@ -31,6 +32,10 @@ CALLERS = 16
 CALLS = int(os.environ.get("SMSBILL_TEST_CALLS", "700"))
 BRANDS = (1, 2, 3, 9)  # Three lanes, and a brand that shares one.
 HOLD_SECONDS = 1.0
+# A crowd that is ended when it is enough makes some hundred calls a second.
+CALLS_MAX = 20_000
+# Under load a process is in a transaction most of the time.
+STOPS_MAX = 100
 MESSAGES = ("m1", "m2", "m3", "m4", "m5")
 
 
@@ -64,6 +69,8 @@ class Crowd:
     brands: list[Brand]
     suspends: bool = True
     made: int = 0
+    # Ends `run` before its number of calls is made.
+    enough: bool = False
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def open(self, segments: int = 250) -> None:
@@ -74,11 +81,11 @@ class Crowd:
             await self._adjust(brand, grant={"segments": segments})
 
     async def run(self, calls: int) -> None:
-        """So many calls by all callers together."""
+        """So many calls by all callers together, or until it is enough."""
         end = self.made + calls
 
         async def caller() -> None:
-            while self.made < end:
+            while self.made < end and not self.enough:
                 await self._one()
                 async with self.progress:
                     self.made += 1
@@ -129,7 +136,8 @@ class Crowd:
         action = self.choices.choices([*actions], [*actions.values()])[0]
         await action(brand)
 
-    def _id(self) -> str:
+    def new_id(self) -> str:
+        """A request_id that no other call has."""
         return f"r{len(self.history.calls)}"
 
     async def _freeze(self, brand: Brand) -> None:
@@ -137,7 +145,7 @@ class Crowd:
         request: dict[str, Any] = {"sms_type": self.choices.randint(1, 3), "segments": segments}
         if self.choices.random() < 0.8:
             request["time_to_live"] = timedelta(milliseconds=self.choices.choice((30, 100, 300, 900)))
-        reply = await self.call("SmsSendPrePay", brand_id=brand.brand_id, request_id=self._id(), **request)
+        reply = await self.call("SmsSendPrePay", brand_id=brand.brand_id, request_id=self.new_id(), **request)
         if isinstance(reply, dict):
             brand.freezes.append((reply["order_no"], segments))
 
@@ -151,7 +159,7 @@ class Crowd:
             return
         segments = self.choices.choice((freeze[1], self.choices.randint(1, freeze[1])))
         reply = await self.call(
-            "SmsSendPay", brand_id=brand.brand_id, request_id=self._id(), order_no=freeze[0], segments=segments
+            "SmsSendPay", brand_id=brand.brand_id, request_id=self.new_id(), order_no=freeze[0], segments=segments
         )
         if isinstance(reply, dict):
             brand.payments.append((reply["payment_no"], segments))
@@ -163,7 +171,11 @@ class Crowd:
         brand.releasing.add(freeze[0])
         segments = self.choices.choice((0, self.choices.randint(1, freeze[1])))
         await self.call(
-            "SmsReleaseFreezeNum", brand_id=brand.brand_id, request_id=self._id(), order_no=freeze[0], segments=segments
+            "SmsReleaseFreezeNum",
+            brand_id=brand.brand_id,
+            request_id=self.new_id(),
+            order_no=freeze[0],
+            segments=segments,
         )
         brand.releasing.discard(freeze[0])
         if self.choices.random() < 0.5:
@@ -178,7 +190,7 @@ class Crowd:
             await self.call(
                 "ExtendFreeze",
                 brand_id=brand.brand_id,
-                request_id=self._id(),
+                request_id=self.new_id(),
                 order_no=freeze[0],
                 time_to_live=timedelta(milliseconds=self.choices.randint(1, 900)),
             )
@@ -193,7 +205,7 @@ class Crowd:
             await self.call(
                 "SmsSendStatusCallBack",
                 brand_id=brand.brand_id,
-                request_id=self._id(),
+                request_id=self.new_id(),
                 payment_no=payment_no,
                 failed=named,
             )
@@ -204,7 +216,7 @@ class Crowd:
             await self.call(
                 "SmsReceiptStatusCallBack",
                 brand_id=brand.brand_id,
-                request_id=self._id(),
+                request_id=self.new_id(),
                 payment_no=payment_no,
                 message_id=self.choices.choice(MESSAGES),
                 segments=self.choices.randint(1, max(1, segments // 2)),
@@ -229,7 +241,7 @@ class Crowd:
 
     async def _adjust(self, brand: Brand, **adjustment: Any) -> None:
         reply = await self.call(
-            "AdjustPackage", brand_id=brand.brand_id, request_id=self._id(), author="a", reason="r", **adjustment
+            "AdjustPackage", brand_id=brand.brand_id, request_id=self.new_id(), author="a", reason="r", **adjustment
         )
         if isinstance(reply, dict):
             brand.packages = max(brand.packages, reply["package"]["package_id"])
@@ -315,6 +327,61 @@ async def test_a_killed_process(database_url: str, tmp_path: Path) -> None:
         await calls
         outcomes = await check(crowd, database_url)
     assert outcomes["unknown"]
+
+
+async def test_a_process_that_stands_still_with_a_lane(database_url: str, tmp_path: Path) -> None:
+    """SIGSTOP in a transaction: it loses the lane, the other goes on, and what it does once awake counts once."""
+    async with processes(database_url, tmp_path) as running:
+        crowd = Crowd(History(running), seeded("still"), [Brand(each) for each in BRANDS[:2]], suspends=False)
+        await crowd.open()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(crowd.run(CALLS_MAX))
+            await crowd.reach(CALLS // 10)
+            await _stand_still(crowd, database_url)
+            # Awake again, it makes its part of these.
+            await crowd.reach(crowd.made + CALLS // 10)
+            crowd.enough = True
+        await check(crowd, database_url)
+
+
+async def _stand_still(crowd: Crowd, database_url: str) -> None:
+    """Stop the second process until that has cost it a lane and the first has answered on each."""
+    standing = crowd.history.processes[1]
+    for _ in range(STOPS_MAX):
+        standing.signal(signal.SIGSTOP)
+        try:
+            sessions = await _sessions(database_url)
+            before = {pid for pid, in_transaction in sessions.items() if in_transaction}
+            # Each lane is waited for, and the first process has ended what it was about.
+            await asyncio.gather(*(_answer(crowd, brand) for brand in crowd.brands))
+            # A process that stands still cannot end its sessions.
+            if before - (await _sessions(database_url)).keys():
+                return
+        finally:
+            standing.signal(signal.SIGCONT)
+        # It held no lane. At another moment, with calls in hand, it does.
+        await crowd.reach(crowd.made + crowd.choices.randint(1, 5))
+    raise AssertionError(f"stopped {STOPS_MAX} times, and never in a transaction")
+
+
+async def _sessions(database_url: str) -> dict[int, bool]:
+    """The ledger's sessions of all processes, and whether they are in a transaction."""
+    query = (
+        "select pid, xact_start is not null from pg_stat_activity"
+        " where datname = current_database() and application_name = 'smsbill-ledger'"
+    )
+    return dict(await rows(database_url, query))
+
+
+async def _answer(crowd: Crowd, brand: Brand) -> None:
+    """Have a call of a brand answered by the first process, which may have to wait for the lane before."""
+    request = {"brand_id": brand.brand_id, "request_id": crowd.new_id(), "sms_type": 1, "segments": 1}
+    call = crowd.history.new("SmsSendPrePay", **request)
+    async with asyncio.timeout(SETTLE_SECONDS):
+        outcome = await crowd.history.attempt(call, crowd.history.processes[0])
+        while is_unknown(outcome):
+            # A lane that was waited for in vain is asked for again.
+            outcome = await crowd.history.attempt(call, crowd.history.processes[0])
 
 
 async def test_pay_release_and_time_out_race(database_url: str, tmp_path: Path) -> None:

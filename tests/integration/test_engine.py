@@ -324,6 +324,63 @@ async def test_a_process_that_stands_still_holds_a_lane_for_seconds_only(databas
     session.close()
 
 
+@pytest.mark.parametrize("reader", [False, True])
+async def test_a_process_that_stands_still_in_a_pipeline_loses_its_lane(database_url: str, reader: bool) -> None:
+    """The server thinks that it is at work, so who waits for the lane ends it, and is answered late but at once."""
+    limits: dict[str, Any] = {"hold_seconds": 0.4, "retry_seconds": 0.1}
+    session = Session(database_url, hold_seconds=0.4, name="queries" if reader else "ledger")
+    async with running_engine(database_url, **limits) as engine:
+        number = await brand(engine, 1, 10)
+
+        async def stand_still() -> None:
+            with session.transaction() as connection, connection.pipeline():
+                if reader:
+                    connection.execute("select from costcenter.lane for share").fetchall()
+                else:
+                    connection.execute("update costcenter.lane set version = version + 1 returning 1").fetchall()
+                    # Sent, as a large group's first records are while more of it is decided.
+                    connection.execute("update costcenter.balance set total = 1_000")
+                outcome = await asyncio.wait_for(engine.apply(freeze(number, 4)), SECONDS)
+                assert not isinstance(outcome, Refusal), outcome
+                connection.commit()
+
+        with pytest.raises(TRANSIENT):
+            await stand_still()
+        assert await figures(database_url, number) == (10, 4)
+    session.close()
+
+
+async def test_who_holds_a_lane_by_hand_is_left_alone(database_url: str) -> None:
+    """An operator's session is not ended: who waits gets UNAVAILABLE, and goes on when it is over."""
+    async with running_engine(database_url, hold_seconds=0.1, retry_seconds=0.1) as engine:
+        number = await brand(engine, 1, 10)
+        async with locked_lanes(database_url):
+            outcome = await asyncio.wait_for(engine.apply(freeze(number, 4)), SECONDS)
+        assert isinstance(outcome, Refusal)
+        assert outcome.code == UNAVAILABLE
+        await done(engine.apply(freeze(number, 4)))
+
+
+async def test_who_works_with_a_lane_is_left_alone(database_url: str) -> None:
+    """However long another cost centre's statement takes, who waits gets UNAVAILABLE and ends nothing."""
+    session = Session(database_url, hold_seconds=SECONDS, name="ledger")
+
+    def work() -> None:
+        with session.transaction() as connection:
+            connection.execute("select pg_sleep(0.5) from costcenter.lane for update")
+            connection.commit()
+
+    async with running_engine(database_url, hold_seconds=0.1, retry_seconds=0.1) as engine:
+        number = await brand(engine, 1, 10)
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        refused = False
+        while not working.done():
+            refused |= isinstance(await asyncio.wait_for(engine.apply(freeze(number, 1)), SECONDS), Refusal)
+        await working
+        assert refused
+    session.close()
+
+
 # A bad member of a group.
 
 
