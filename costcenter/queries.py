@@ -11,7 +11,7 @@ from costcenter import statement as statements
 from costcenter import store, store_statement
 from costcenter.book import Book, Terms
 from costcenter.model import Brand, Freeze, Package, PackageOffer, Payment, Refund
-from costcenter.statement import TICK, Place, Record, Statement, StatementLine
+from costcenter.statement import PERIOD_MAX, TICK, Place, Record, Statement, StatementLine
 from infra import paging
 from infra.database import Connection, Database
 from infra.errors import Refusal, invalid, invalid_fields, not_found
@@ -88,7 +88,8 @@ class Queries:
 
         Returns the sums, the first page of lines (none for `limit` 0) and the place of the next page; None: there is
         none. What is due in the period counts at its own moment, booked or not. Raises NOT_FOUND (BRAND_NOT_FOUND),
-        INVALID_ARGUMENT (BAD_REQUEST) for a month that is none and a period that lies in the future.
+        INVALID_ARGUMENT (BAD_REQUEST) for a month that is none, a period that lies in the future, and one that is too
+        long when it ends now.
         """
         async with self._settled(brand_id) as (connection, book, brand):
             # What happened at this very moment may not be complete yet; what happened before it is.
@@ -99,6 +100,8 @@ class Queries:
                 asked = statements.Period(start, now if end is None else end)
             if asked.start >= now:
                 raise invalid_fields({"from" if start is not None else "month": "must not begin in the future"})
+            if asked.end - asked.start > PERIOD_MAX:
+                raise invalid(to=f"must be given when from lies more than {PERIOD_MAX.days} days back")
             period = statements.Period(asked.start, min(asked.end, now))
             opening = await self._balance_before(connection, book, brand, period.start)
             closing = await self._balance_before(connection, book, brand, period.end)

@@ -171,6 +171,7 @@ _NEXT_YEAR = f"{datetime.now(UTC).year + 1}-07"
         ({"from": _TO, "to": _FROM}, "to", "must be after from"),
         ({"from": _FROM, "to": _FROM}, "to", "must be after from"),
         ({"from": _FROM, "to": timestamp(MARCH + 366 * DAY + TICK)}, "to", "must be at most 366 days after from"),
+        ({"from": _FROM}, "to", "must be given when from lies more than 366 days back"),
         ({"from": Timestamp(seconds=10**12)}, "from", "must be a moment"),
         ({"month": "2024-03", "page_size": 1_001}, "page_size", "must be 0"),
         ({"month": "2024-03", "page_size": -1}, "page_size", "must be 0"),
