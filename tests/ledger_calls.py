@@ -494,12 +494,12 @@ class _Replay:
     def _copy(self) -> Oracle:
         """The oracle without its past, which no answer asks for."""
         brand = self.oracle.brands[self._brand_id]
-        points, records = brand.points, brand.records
-        brand.points, brand.records = points[-1:], []
+        points, records, journal = brand.points, brand.records, brand.journal
+        brand.points, brand.records, brand.journal = points[-1:], [], []
         try:
             copied: Oracle = pickle.loads(pickle.dumps(self.oracle))
         finally:
-            brand.points, brand.records = points, records
+            brand.points, brand.records, brand.journal = points, records, journal
         return copied
 
 

@@ -8,6 +8,7 @@ of a run but freezes of some microseconds, which have ended when the next call c
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import re
 from collections import Counter
@@ -17,12 +18,13 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from ledger_oracle import BATCHES, Oracle, Refused, Reply, Request
+from ledger_oracle import BATCHES, RELEASE, TIME_OUT, Oracle, Refused, Reply, Request
 from ledger_processes import CostCenterProcess
 from ledger_service import METHODS, number, request_of
 from ledger_wire import difference, outcome_of
@@ -31,14 +33,18 @@ from infra.errors import Refusal
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOSE = timedelta(minutes=1)
+# Longer than a round takes.
+_NEAR = timedelta(minutes=15)
+# Those that brands of the calls have, the first one unless they have another.
+_ZONES = ("Asia/Shanghai", "UTC", "America/New_York")
 _DURATION_MAX = 10**9
 _BATCH_MAX = 5_000
-READS = {"GetBalance", "GetBalanceHistory", "ListPackages", "GetFreeze", "GetPayment", "ListPayments", "GetBrand"}
+# What a viewer may read, and what can be read at all.
+VIEWS = {"GetBalance", "GetBalanceHistory", "ListPackages", "GetFreeze", "GetPayment", "ListPayments", "GetBrand"}
+READS = {*VIEWS, "GetStatement"}
 # What the jobs do concerns all brands, so callers only ask for it in vain; a round ends with the real thing.
 JOBS = {"ApplyReleases": ("limit", 5_000), "BookDue": ("brand_limit", 10_000), "CleanUp": ("limit", 100_000)}
 _WEIGHTS = {
-    # The oracle writes no statements; a replay of the records checks them elsewhere.
-    "GetStatement": 0,
     "SmsSendPrePay": 14,
     "SmsSendPay": 14,
     "SmsReleaseFreezeNum": 5,
@@ -72,6 +78,7 @@ _TEXTS = (
         "\x7f",
     ),
     *("é" * 64, "汉" * 65, "😀" * 64, "e\u0301", "٣", "'; drop table brand; --", '{"}\\', "NULL", "-1", "1e9", "UTC"),
+    *("2024-02", "2024-13", "2024-2", "0000-01", "0001-12", "9998-12", "9999-01"),
     *("0" * 32, "Z" * 32, "7" * 32, "0.0001", "999999999999.9999", "9999999999999", "1.00001", "+1", "CNY", "cny"),
     *(base64.urlsafe_b64encode(each).decode() for each in (b"1", b"abc", b"\0", b"1.2", b"9" * 19, b"-1", b"\xff")),
 )
@@ -244,6 +251,28 @@ class Fuzz:
             await self.call("GetPayment", request_of("GetPayment", payment_no=payment_no))
         self.oracle.check()
 
+    async def compare_statements(self) -> None:
+        """All pages of the statements of the brands' whole lives."""
+        for brand_id in self._brands:
+            fields = {"brand_id": brand_id, "from": _stamp(-5_400), "page_size": self._choice(70, 300, 1_000)}
+            pages: list[Reply] = []
+            while not pages or pages[-1]["next_page_token"]:
+                token = pages[-1]["next_page_token"] if pages else ""
+                reply = await outcome_of(self._process.call("GetStatement", page_token=token, **fields))
+                assert isinstance(reply, dict), reply
+                assert (reply["statement"] is None) == bool(pages), "the sums are in the first page"
+                pages.append(reply)
+            self.methods["GetStatement"] += len(pages)
+            self.pass_time()
+            expected: Any = self._expected("GetStatement", request_of("GetStatement", **fields))
+            lines = [line for page in pages for line in page["lines"]]
+            assert pages[0]["statement"]["records"] == len(lines)
+            outcomes = [
+                _without_order(each["statement"], each["lines"]) for each in (expected, {**pages[0], "lines": lines})
+            ]
+            found = difference(_aligned(*outcomes), outcomes[1])
+            assert not found, f"statement of {brand_id}{found}"
+
     async def _vain_job(self, method: str) -> None:
         name, longest = JOBS[method]
         value = self._choices.choice((-1, longest + 1, 2**31 - 1, -(2**31)))
@@ -255,7 +284,7 @@ class Fuzz:
     async def _call_with_a_wrong_token(self, method: str, request: Message) -> None:
         """Nothing comes of it, so the oracle is not told."""
         kind = self._choices.choice(("none", "rubbish", "reader", "other brand"))
-        if kind == "reader" and (method in READS or (method.startswith("List") and method != "ListTokens")):
+        if kind == "reader" and (method in VIEWS or (method.startswith("List") and method != "ListTokens")):
             return
         if kind == "other brand" and (method in {"ListBrands", "ListPackageOffers"} or self._names_foreign(request)):
             return
@@ -306,8 +335,10 @@ class Fuzz:
     def _expected(self, method: str, request: Message) -> Reply | Refused | None:
         """The oracle's outcome; None for a reply of which only that it is one is known."""
         bad = Refused("BAD_REQUEST")
-        if hasattr(request, "page_size") and not (0 <= request.page_size <= 1_000 and _is_page(method, request)):
-            return bad
+        if hasattr(request, "page_size"):
+            has_pages = not getattr(request, "summary_only", False)
+            if (has_pages and not 0 <= request.page_size <= 1_000) or not _is_page(method, request):
+                return bad
         if method in _RULES:
             return _RULES[method](self, request)
         if method in BATCHES:
@@ -422,6 +453,10 @@ class Fuzz:
         if "offer_id" in names:
             given["offer_id"] = self._choices.choice(self._offers)
         self._fill(request, given)
+        if method == "GetStatement":
+            # A month, or a period in its place.
+            for name in self._choice(["month"], ["from", "to"]):
+                request.ClearField(name)
         return request
 
     def _fill(self, request: Any, given: dict[str, Any]) -> None:
@@ -601,9 +636,10 @@ _VALUES: dict[str, Callable[[Fuzz], Any]] = {
     "step": lambda fuzz: Duration(seconds=3_600),
     "page_size": lambda fuzz: fuzz._choice(0, 1, 5, 1_000),
     "page_token": lambda fuzz: "",
+    "month": lambda fuzz: _month(),
     "name": lambda fuzz: fuzz._choice("Name", " 名 "),
     "status": lambda fuzz: fuzz._choices.choices((1, 2, 3), (30, 10, 1))[0],
-    "time_zone": lambda fuzz: fuzz._choice("UTC", "America/New_York"),
+    "time_zone": lambda fuzz: fuzz._choice(*_ZONES[1:]),
     "validity_days": lambda fuzz: fuzz._choice(1, 30, 36_500),
     "validity_months": lambda fuzz: fuzz._choice(1, 12, 1_200),
     "sms_types": lambda fuzz: fuzz._choice([], [1], [3, 2]),
@@ -617,6 +653,13 @@ _VALUES: dict[str, Callable[[Fuzz], Any]] = {
     "token_id": lambda fuzz: fuzz._choices.choice(fuzz._token_ids or ["none yet"]),
     "secret_sha256": lambda fuzz: sha256(fuzz._choices.choice(fuzz._secrets or ["none"]).encode()).digest(),
 }
+
+
+def _month() -> str:
+    """The month that it is, unless it is about to change somewhere."""
+    moments = [datetime.now(ZoneInfo(zone)) + near for zone in _ZONES for near in (-_NEAR, _NEAR)]
+    months = {f"{moment:%Y-%m}" for moment in moments}
+    return months.pop() if len(months) == 1 else "2024-02"
 
 
 def _stamp(seconds: int = 0) -> Timestamp:
@@ -683,7 +726,8 @@ def _is_page(method: str, request: Any) -> bool:
         key = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except ValueError:
         return False
-    parts = {"ListBrands": 1, "ListPackages": 1 if getattr(request, "include_spent", False) else 2}.get(method)
+    packages = 1 if getattr(request, "include_spent", False) else 2
+    parts = {"ListBrands": 1, "ListPackages": packages, "GetStatement": 5}.get(method)
     if parts is None:
         return key != "" and key.isprintable()
     return re.fullmatch(r"\d{1,18}" + r"\.\d{1,18}" * (parts - 1), key) is not None
@@ -691,10 +735,10 @@ def _is_page(method: str, request: Any) -> bool:
 
 def _paged(method: str, request: Any, expected: Reply, actual: Reply) -> tuple[Reply, Reply]:
     """Both replies cut to what can be compared of a page."""
-    name = {"ListPackages": "packages", "ListPayments": "payments"}.get(method)
+    name = {"ListPackages": "packages", "ListPayments": "payments", "GetStatement": "lines"}.get(method)
     if name is None:
         return expected, actual
-    size = request.page_size or 100
+    size = 0 if getattr(request, "summary_only", False) else request.page_size or 100
     assert len(actual[name]) <= size, f"{len(actual[name])} on a page of {size}"
     if request.page_token:
         return {}, {}
@@ -702,11 +746,49 @@ def _paged(method: str, request: Any, expected: Reply, actual: Reply) -> tuple[R
     ours, theirs = expected[name], actual[name]
     if method == "ListPackages":
         return {name: ours[:size]}, {name: theirs}
+    if method == "GetStatement":
+        pages = [_in_order(each, is_cut=len(ours) > size) for each in (ours[:size], theirs)]
+        return {**expected, name: pages[0]}, {**actual, name: pages[1], "next_page_token": ""}
     # Numbers of one millisecond have no order among them.
     if len(ours) > size:
         return {}, {}
     order = [sorted(each, key=lambda payment: str(payment["payment_no"])) for each in (ours, theirs)]
     return {name: order[0]}, {name: order[1]}
+
+
+def _in_order(lines: list[Reply], is_cut: bool = False) -> list[Reply]:
+    """Lines with freezes that end at the same moment, which have no order, in that of their numbers.
+
+    Where they are the last of a page that is not the last (`is_cut`), they are left out.
+    """
+    found: list[Reply] = []
+    for kind, run in itertools.groupby(lines, key=lambda line: (line["kind"] == TIME_OUT, line["at"])):
+        part = [*run]
+        if kind[0]:
+            if is_cut and part[-1] is lines[-1]:
+                break
+            part = [{**line, "record_no": 0, "frozen": 0} for line in part]
+            part.sort(key=lambda line: (line["number"], line["lines"][0]["package_id"]))
+        found += part
+    return found
+
+
+def _without_order(statement: Reply, lines: list[Reply]) -> Reply:
+    """A statement without what depends on which of several releases of one transaction is applied first.
+
+    They are the last that happens to a brand. Together they give back the same, in more or fewer records.
+    """
+    first = next((place for place, line in enumerate(lines) if line["kind"] == RELEASE), len(lines))
+    back: Counter[str] = Counter()
+    for line in lines[first:]:
+        back[f"{line['kind']} {line['number']} {line['lines'][0]['package_id']}"] += line["segments"]
+    last = {name: line[name] for line in lines[-1:] for name in ("total", "frozen")}
+    return {
+        "statement": {**statement, "records": 0},
+        "lines": _in_order(lines[:first]),
+        "back": dict(back),
+        "last": last,
+    }
 
 
 def _aligned(expected: Any, actual: Any) -> Any:

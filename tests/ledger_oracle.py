@@ -41,6 +41,30 @@ PAID, SENT, PARTLY_REFUNDED, REFUNDED = 1, 2, 3, 4
 SEND_FAILED, NOT_DELIVERED = 1, 2
 DELIVERED, UNDELIVERED, EXPIRED, PENDING = 1, 2, 3, 4
 
+# Kinds of records in statements, and by how much a segment of each changes the total and what is frozen.
+PURCHASE, GRANT, REFUND_PACKAGE, CLAW_BACK = 1, 2, 3, 4
+FREEZE, PAYMENT, REFUND, RELEASE, TIME_OUT, EXPIRE, EXPIRE_BACK = 5, 6, 7, 8, 9, 10, 11
+EFFECTS = {
+    **dict.fromkeys((PURCHASE, GRANT, REFUND_PACKAGE, REFUND), (1, 0)),
+    **dict.fromkeys((CLAW_BACK, EXPIRE, EXPIRE_BACK), (-1, 0)),
+    **dict.fromkeys((RELEASE, TIME_OUT), (0, -1)),
+    FREEZE: (0, 1),
+    PAYMENT: (-1, -1),
+}
+# The sums of a statement, and the kinds that each adds up. What makes a refund package is in the refund already.
+SUMS = {
+    "purchases": {PURCHASE},
+    "grants": {GRANT},
+    "refunds": {REFUND},
+    "payments": {PAYMENT},
+    "expiries": {EXPIRE, EXPIRE_BACK},
+    "claw_backs": {CLAW_BACK},
+    "freezes": {FREEZE},
+    "releases": {RELEASE},
+    "time_outs": {TIME_OUT},
+}
+PERIOD_MAX = timedelta(days=366)
+
 STATUS_OF = {
     "BAD_REQUEST": "INVALID_ARGUMENT",
     "TIME_TO_LIVE_TOO_LONG": "INVALID_ARGUMENT",
@@ -278,6 +302,8 @@ class Brand:
     points: list[Point] = field(default_factory=list)
     # (kind, package, segments) of all that ever happened to a package, oldest first.
     records: list[tuple[str, int, int]] = field(default_factory=list)
+    # All that changed the balance, as a statement tells it, in the order in which it happened.
+    journal: list[Reply] = field(default_factory=list)
     # What ended since the last operation on the brand: what a sweep still has to write down.
     packages_to_book: set[int] = field(default_factory=set)
     freezes_to_book: set[str] = field(default_factory=set)
@@ -303,6 +329,32 @@ class Brand:
         """Note what happened to a package, once its figures say so too."""
         if segments:
             self.records.append((kind, package.package_id, segments))
+
+    def note(
+        self, at: datetime, kind: int, number: str, lines: list[tuple[int, int]], moved: int = 0, **more: object
+    ) -> None:
+        """Note what changed the balance, as a statement tells it; `lines` are (package, segments).
+
+        Of a refund `moved` went to a package of its own, whose grant changes the total.
+        """
+        lines = [line for line in lines if line[1]]
+        if not lines:
+            return
+        segments = sum(count for _, count in lines)
+        total, frozen = EFFECTS[kind]
+        self.journal.append(
+            {
+                "record_no": len(self.journal) + 1,
+                "at": at,
+                "kind": kind,
+                "number": number,
+                "segments": segments,
+                "lines": [{"package_id": package_id, "segments": count} for package_id, count in lines],
+                "total_change": total * (segments - moved),
+                "frozen_change": frozen * segments,
+                **more,
+            }
+        )
 
     def mark(self, at: datetime) -> None:
         """Note the balance that holds from a moment on."""
@@ -520,10 +572,10 @@ class Oracle:
             if grant is not None:
                 package = self._grant(brand, grant, number)
             elif claw_back is not None:
-                package = self._claw_back(brand, claw_back["package_id"], claw_back["segments"])
+                package = self._claw_back(brand, claw_back["package_id"], claw_back["segments"], number)
             else:
                 assert return_package is not None
-                package = self._return(brand, return_package["package_id"])
+                package = self._return(brand, return_package["package_id"], number)
             return {"adjustment_no": number, "package": _package_reply(package)}
 
         return self._once("AdjustPackage", request, decide)
@@ -537,7 +589,7 @@ class Oracle:
             brand, FROM_GRANT, number, grant["segments"], end, sorted(set(grant.get("sms_types", ())))
         )
 
-    def _claw_back(self, brand: Brand, package_id: int, segments: int) -> Package:
+    def _claw_back(self, brand: Brand, package_id: int, segments: int, number: str) -> Package:
         package = self._package_to_adjust(brand, package_id)
         available = package.remaining - package.held
         if segments > available:
@@ -545,16 +597,17 @@ class Oracle:
         package.granted -= segments
         package.remaining -= segments
         brand.record("claw back", package, segments)
+        brand.note(self.now, CLAW_BACK, number, [(package_id, segments)])
         brand.mark(self.now)
         return package
 
-    def _return(self, brand: Brand, package_id: int) -> Package:
+    def _return(self, brand: Brand, package_id: int, number: str) -> Package:
         package = self._package_to_adjust(brand, package_id)
         if package.held or package.paid > package.refunded:
             raise Refused("PACKAGE_IN_USE")
         if not package.remaining:
             raise Refused("INSUFFICIENT_BALANCE", requested=0, available=0)
-        return self._claw_back(brand, package_id, package.remaining)
+        return self._claw_back(brand, package_id, package.remaining, number)
 
     def _package_to_adjust(self, brand: Brand, package_id: int) -> Package:
         if not 1 <= package_id <= len(brand.packages):
@@ -599,6 +652,8 @@ class Oracle:
             assert missing == 0
             order_no, end = self._number("order_no", brand_id), self.now + time_to_live
             brand.freezes[order_no] = Freeze(order_no, request_id, sms_type, lines, self.now, end)
+            parts = [(line.package_id, line.segments) for line in lines]
+            brand.note(self.now, FREEZE, order_no, parts, request_id=request_id, sms_type=sms_type)
             brand.mark(self.now)
             return {"order_no": order_no, "segments": wanted, "expires_at": end}
 
@@ -629,6 +684,8 @@ class Oracle:
                     brand.record("pay", package, taken)
             payment_no = self._number("payment_no", brand_id)
             brand.payments[payment_no] = Payment(payment_no, request_id, order_no, freeze.sms_type, lines, self.now)
+            parts = [(line.package_id, line.segments) for line in lines]
+            brand.note(self.now, PAYMENT, payment_no, parts, request_id=request_id, sms_type=freeze.sms_type)
             brand.mark(self.now)
             return {"payment_no": payment_no, "segments": wanted, "open": freeze.open}
 
@@ -666,7 +723,7 @@ class Oracle:
                 taken = min(missing, line.open)
                 line.released += taken
                 missing -= taken
-                self._let_go(brand, brand.package(line.package_id), taken, "release", self.now)
+                self._let_go(brand, brand.package(line.package_id), taken, "release", self.now, freeze.order_no)
             brand.mark(self.now)
         return {
             "applied": len(applied),
@@ -750,6 +807,9 @@ class Oracle:
 
     def _refund(self, brand: Brand, payment: Payment, message_id: str, segments: int, cause: int) -> None:
         refund = Refund(message_id, segments, [], 0, cause, self.now)
+        parts = self._parts_to_refund(payment, segments)
+        moved = sum(taken for package_id, taken in parts if self._is_moved(brand, brand.package(package_id)))
+        brand.note(self.now, REFUND, payment.payment_no, parts, moved, message_id=message_id)
         missing = segments
         for line in reversed(payment.lines):
             taken = min(missing, line.segments - line.refunded)
@@ -776,10 +836,8 @@ class Oracle:
             package.refunded += segments
             brand.record("refund", package, segments)
             return package
-        own = next((other for other in brand.packages if other.origin == package.package_id), None)
-        end = self.grace_end(brand, package) if own is None else own.expires_at
-        # What was paid out of a refund package has had its second chance.
-        if package.source != FROM_REFUND and end is not None and self.now < end:
+        own, end = self._refund_package(brand, package)
+        if self._is_moved(brand, package):
             if own is None:
                 return self._new_package(
                     brand, FROM_REFUND, payment_no, segments, end, package.sms_types, origin=package.package_id
@@ -787,12 +845,35 @@ class Oracle:
             own.granted += segments
             own.remaining += segments
             brand.record("grant", own, segments)
+            brand.note(self.now, REFUND_PACKAGE, payment_no, [(own.package_id, segments)])
             return own
         package.refunded += segments
         package.expired += segments
         brand.record("refund", package, segments)
         brand.record("expire", package, segments)
+        brand.note(self.now, EXPIRE_BACK, payment_no, [(package.package_id, segments)])
         return None
+
+    @staticmethod
+    def _parts_to_refund(payment: Payment, segments: int) -> list[tuple[int, int]]:
+        """(package, segments) of the lines that a refund takes, from the back."""
+        parts, missing = [], segments
+        for line in reversed(payment.lines):
+            taken = min(missing, line.segments - line.refunded)
+            missing -= taken
+            parts.append((line.package_id, taken))
+        return parts
+
+    def _refund_package(self, brand: Brand, package: Package) -> tuple[Package | None, datetime | None]:
+        """The package of its own that refunds to an ended one go to, if there is one yet, and its end."""
+        own = next((other for other in brand.packages if other.origin == package.package_id), None)
+        return own, self.grace_end(brand, package) if own is None else own.expires_at
+
+    def _is_moved(self, brand: Brand, package: Package) -> bool:
+        """Whether refunds to a package go to one of their own now."""
+        _, end = self._refund_package(brand, package)
+        # What was paid out of a refund package has had its second chance.
+        return package.is_over(self.now) and package.source != FROM_REFUND and end is not None and self.now < end
 
     def grace_end(self, brand: Brand, package: Package) -> datetime | None:
         """When refunds to an ended package cannot be spent any more; None: it never ends."""
@@ -900,6 +981,43 @@ class Oracle:
         payments = [payment for payment in brand.payments.values() if order_no in {"", payment.order_no}]
         return {"payments": [_payment_reply(brand, payment) for payment in reversed(payments)]}
 
+    def _get_statement(self, request: Request) -> Reply:
+        """All of a statement, as if its first page took all."""
+        brand_id, month = _brand_id(request), request.get("month", "")
+        start, end = request.get("from"), request.get("to")
+        if month:
+            _require(start is None and end is None)
+        else:
+            _require(start is not None and (end is None or timedelta() < end - start <= PERIOD_MAX))
+        brand = self._brand(brand_id)
+        if month:
+            start, end = _month(month, brand.time_zone)
+        assert start is not None
+        _require(start < self.now and (end is not None or self.now - start <= PERIOD_MAX))
+        border = min(end or self.now, self.now)
+        opening, closing = self._balance_before(brand, start), self._balance_before(brand, border)
+        lines, total, frozen = [], opening["total"], opening["frozen"]
+        for line in brand.journal:
+            if start <= line["at"] < border:
+                total, frozen = total + line["total_change"], frozen + line["frozen_change"]
+                lines.append({**line, "total": total, "frozen": frozen})
+        statement = {
+            "brand_id": brand_id,
+            "time_zone": brand.time_zone,
+            "from": start,
+            "to": border,
+            "closed": end is None or end <= self.now,
+            "opening": opening,
+            "closing": closing,
+            **{name: sum(line["segments"] for line in lines if line["kind"] in kinds) for name, kinds in SUMS.items()},
+            "records": len(lines),
+        }
+        return {"statement": statement, "lines": [] if request.get("summary_only") else lines}
+
+    def _balance_before(self, brand: Brand, border: datetime) -> Reply:
+        point = next((point for point in reversed(brand.points) if point.at < border), Point(border))
+        return {"total": point.total, "frozen": point.frozen, "available": point.total - point.frozen}
+
     # What the operations share.
 
     def _batch(self, method: str, request: Request) -> Reply:
@@ -966,21 +1084,27 @@ class Oracle:
         package.remaining -= lost
         package.expired += lost
         brand.record("expire", package, lost)
+        assert package.expires_at is not None
+        brand.note(package.expires_at, EXPIRE, "", [(package.package_id, lost)])
 
     def _time_out(self, brand: Brand, freeze: Freeze) -> None:
         for line in freeze.lines:
             given_back = line.open
             line.timed_out += given_back
-            self._let_go(brand, brand.package(line.package_id), given_back, "time out", freeze.expires_at)
+            self._let_go(
+                brand, brand.package(line.package_id), given_back, "time out", freeze.expires_at, freeze.order_no
+            )
 
-    def _let_go(self, brand: Brand, package: Package, segments: int, kind: str, at: datetime) -> None:
+    def _let_go(self, brand: Brand, package: Package, segments: int, kind: str, at: datetime, order_no: str) -> None:
         """Give held segments back to their package; to one that has ended they are lost."""
         package.held -= segments
         brand.record(kind, package, segments)
+        brand.note(at, RELEASE if kind == "release" else TIME_OUT, order_no, [(package.package_id, segments)])
         if package.is_over(at):
             package.remaining -= segments
             package.expired += segments
             brand.record("expire", package, segments)
+            brand.note(at, EXPIRE_BACK, order_no, [(package.package_id, segments)])
 
     def _new_package(
         self,
@@ -997,6 +1121,8 @@ class Oracle:
         package.granted = package.remaining = segments
         brand.packages.append(package)
         brand.record("grant", package, segments)
+        kind = {FROM_ORDER: PURCHASE, FROM_GRANT: GRANT, FROM_REFUND: REFUND_PACKAGE}[source]
+        brand.note(self.now, kind, source_no, [(number, segments)])
         brand.mark(self.now)
         return package
 
@@ -1136,6 +1262,7 @@ _METHODS: dict[str, Callable[[Oracle, Request], Reply]] = {
     "GetFreeze": Oracle._get_freeze,
     "GetPayment": Oracle._get_payment,
     "ListPayments": Oracle._list_payments,
+    "GetStatement": Oracle._get_statement,
 }
 
 
@@ -1226,6 +1353,17 @@ def _plain(fields: Request) -> Request:
         for name, value in fields.items()
         if value is not None and (value not in (0, "", [], ()) or name in _OPTIONAL)
     }
+
+
+def _month(text: str, time_zone: str) -> tuple[datetime, datetime]:
+    """A month of a time zone."""
+    _require(re.fullmatch(r"[0-9]{4}-[0-9]{2}", text) is not None)
+    year, month = int(text[:4]), int(text[5:])
+    _require(1 <= month <= 12 and 1 < year < 9_999)
+    zone = ZoneInfo(time_zone)
+    start = datetime(year, month, 1, tzinfo=zone)
+    end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=zone)
+    return start.astimezone(UTC), end.astimezone(UTC)
 
 
 def _require(rule: bool) -> None:
