@@ -21,12 +21,13 @@ import pytest
 import pytest_asyncio
 from google.protobuf.descriptor import FieldDescriptor
 from ledger_player import Stage, running_stage
-from ledger_service import METHODS, database_of_a_module, request_of
+from ledger_service import METHODS, request_of
 from ledger_wire import outcome_of
 
 from infra.embedded import EmbeddedServers
 from infra.errors import Refusal
 from protos.costcenter.v1 import cost_center_pb2 as pb
+from scripts import databases
 
 PAGE = (Path(__file__).parents[2] / "docs/ledger.md").read_text()
 HEAD = "| When | Call | Answer | Records | Total | Frozen |"
@@ -71,7 +72,7 @@ def examples() -> Iterator[Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(servers: EmbeddedServers, database_template: str) -> AsyncIterator[Stage]:
-    with database_of_a_module(servers, database_template) as url:
+    with databases.fresh(servers.database_url, database_template) as url:
         ledger_clock.install(url, START)
         async with running_stage(url) as running:
             yield running
