@@ -282,7 +282,9 @@ class Check:
             elif call.method == "AdjustPackage":
                 place = adjustments[reply["adjustment_no"]]
             elif reply.get("refunded"):
-                place = min(refunds[each][1] for each in messages if each in refunds and refunds[each][0] == at)
+                place = _first_refund(
+                    call, reply, {each: number for each, (made, number) in refunds.items() if made == at}
+                )
             done.append(_Done(at, place, call, messages=messages))
         return done + await self._applied(brand_id)
 
@@ -331,11 +333,32 @@ class Check:
 
 
 def _messages(call: Call) -> Iterator[tuple[str, str]]:
+    return (message for message, _ in _named(call))
+
+
+def _named(call: Call) -> Iterator[tuple[tuple[str, str], int]]:
+    """The messages, each with its segments, that a call would have refunded."""
+    request = call.request
     if call.method == "SmsSendStatusCallBack":
-        for message in call.request.get("failed", ()):
-            yield call.request["payment_no"], message["message_id"]
+        for message in request.get("failed", ()):
+            yield (request["payment_no"], message["message_id"]), message["segments"]
     elif call.method == "SmsReceiptStatusCallBack":
-        yield call.request["payment_no"], call.request["message_id"]
+        yield (request["payment_no"], request["message_id"]), request["segments"]
+
+
+def _first_refund(call: Call, reply: Reply, refunds: dict[tuple[str, str], int]) -> int:
+    """The record of the first refund that a call made, of those (message: record) that its transaction made.
+
+    What it names and another call had refunded has a lower number than its own: after it, nothing was left to refund.
+    """
+    missing = reply["refunded"]
+    for record_no, segments in sorted(
+        ((refunds[each], n) for each, n in _named(call) if each in refunds), reverse=True
+    ):
+        missing -= segments
+        if missing <= 0:
+            return record_no
+    raise AssertionError(f"{call} refunded {reply['refunded']}, and there are no records of that")
 
 
 class _Replay:
