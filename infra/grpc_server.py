@@ -218,13 +218,18 @@ def _read(path: Path) -> bytes:
 
 
 def open_channel(settings: BaseSettings, target: str) -> grpc.aio.Channel:
-    """A channel to one of our services, with TLS when the settings have it. A `target` is `host:port`."""
+    """A channel to one of our services, with TLS when the settings have it.
+
+    A `target` is `host:port`, or several as gRPC writes them (`ipv4:10.0.0.1:50051,10.0.0.2:50051`, or a name with
+    several addresses behind `dns:///`): calls go to all that answer, by turns.
+    """
     options = [
         ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
         # A restarted service is found again within seconds, not minutes.
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.lb_policy_name", "round_robin"),
     ]
     authorities = settings.grpc_tls_ca or settings.grpc_tls_certificate
     if authorities is None:

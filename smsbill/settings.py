@@ -14,6 +14,10 @@ class StackSettings(WorkerSettings, CostCenterSettings):
     """What `smsbill up` and `smsbill demo` read."""
 
     workers: int = Field(2, ge=1, le=64, description="Worker processes of `smsbill up`; two, so that one may die")
+    costcenters: int = Field(
+        1, ge=1, le=16, description="Cost centres of `smsbill up`; those after the first take free ports"
+    )
+    gateways: int = Field(1, ge=1, le=16, description="Gateways of `smsbill up`; those after the first take free ports")
     simulator_address: str = Field(
         "127.0.0.1:0", description="Where the carrier simulator listens; it has no access control, so keep it local"
     )

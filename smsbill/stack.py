@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -30,6 +31,8 @@ from smsbill.supervisor import Child, Limits, Notify, Report
 
 SIMULATOR_ACCOUNT = "N0000001"
 SIMULATOR_RECEIVER = "smsbill"
+# Of a cost centre, beside those that it reads with.
+_LANE_CONNECTIONS = 4
 _CONNECTIONS_SPARE = 30
 _CALL_SECONDS = 30.0
 _SERVER_CHECK_SECONDS = 1.0
@@ -69,6 +72,10 @@ class Stack:
             "gateway": _Address("SMSBILL_GATEWAY_ADDRESS", settings.gateway_address),
             "http": _Address("SMSBILL_HTTP_ADDRESS", settings.http_address),
         }
+        for service, count in (("costcenter", settings.costcenters), ("gateway", settings.gateways)):
+            first = self._addresses[service]
+            for number in range(2, count + 1):
+                self._addresses[f"{service}-{number}"] = first.another()
         if simulator:
             self._addresses["simulator"] = _Address("SMSBILL_SIMULATOR_ADDRESS", settings.simulator_address)
 
@@ -194,8 +201,10 @@ class Stack:
     # The processes.
 
     def _start_children(self) -> None:
-        self._add("costcenter", ["costcenter"], self._costcenter_environment, self._costcenter_ready)
-        self._add("gateway", ["gateway"], self._gateway_environment, self._gateway_ready)
+        for name in self._named("costcenter"):
+            self._add(name, ["costcenter"], partial(self._costcenter_environment, name), self._costcenter_ready(name))
+        for name in self._named("gateway"):
+            self._add(name, ["gateway"], partial(self._gateway_environment, name), self._gateway_ready(name))
         if self._simulator:
             self._add("carrier-simulator", ["carrier-simulator"], self._simulator_environment, self._simulator_ready)
         for number in range(1, self.settings.workers + 1):
@@ -256,17 +265,26 @@ class Stack:
             }
         return variables
 
-    async def _costcenter_environment(self) -> Variables:
-        return self._shared_environment() | {
-            "SMSBILL_BOOTSTRAP_TOKEN": self._bootstrap_token,
-            "SMSBILL_COSTCENTER_ADDRESS": self._addresses["costcenter"].listen,
-        }
+    def _named(self, service: str) -> list[str]:
+        """The processes of a service; the first has its plain name."""
+        return [name for name in self._addresses if name == service or name.startswith(f"{service}-")]
 
-    async def _gateway_environment(self) -> Variables:
+    async def _target(self, service: str) -> str:
+        """Where clients find a service's processes, once all have been ready."""
+        return _joined([await self._addresses[name].target() for name in self._named(service)])
+
+    async def _costcenter_environment(self, name: str) -> Variables:
+        variables = self._shared_environment() | {
+            "SMSBILL_BOOTSTRAP_TOKEN": self._bootstrap_token,
+            "SMSBILL_COSTCENTER_ADDRESS": self._addresses[name].listen,
+        }
+        return variables if name == "costcenter" else variables | {"SMSBILL_COSTCENTER_HTTP_ADDRESS": "127.0.0.1:0"}
+
+    async def _gateway_environment(self, name: str) -> Variables:
         return self._shared_environment() | {
-            "SMSBILL_GATEWAY_ADDRESS": self._addresses["gateway"].listen,
-            "SMSBILL_HTTP_ADDRESS": self._addresses["http"].listen,
-            "SMSBILL_COSTCENTER_TARGET": await self._addresses["costcenter"].target(),
+            "SMSBILL_GATEWAY_ADDRESS": self._addresses[name].listen,
+            "SMSBILL_HTTP_ADDRESS": self._addresses["http"].listen if name == "gateway" else "127.0.0.1:0",
+            "SMSBILL_COSTCENTER_TARGET": await self._target("costcenter"),
         }
 
     async def _simulator_environment(self) -> Variables:
@@ -279,7 +297,7 @@ class Stack:
 
     async def _worker_environment(self) -> Variables:
         variables = self._shared_environment() | {
-            "SMSBILL_COSTCENTER_TARGET": await self._addresses["costcenter"].target(),
+            "SMSBILL_COSTCENTER_TARGET": await self._target("costcenter"),
             # Several share the setting: each takes a free port.
             "SMSBILL_WORKER_HTTP_ADDRESS": self._worker_address(),
         }
@@ -291,12 +309,25 @@ class Stack:
         address = self.settings.worker_http_address
         return address if self.settings.workers == 1 else f"{address.rpartition(':')[0]}:0"
 
-    def _costcenter_ready(self, report: Report) -> None:
-        self.file.costcenter_target = self._addresses["costcenter"].known(report["grpc_port"])
+    def _costcenter_ready(self, name: str) -> Callable[[Report], None]:
+        def ready(report: Report) -> None:
+            self._addresses[name].known(report["grpc_port"])
+            self.file.costcenter_target = self._known_target("costcenter")
 
-    def _gateway_ready(self, report: Report) -> None:
-        self.file.gateway_target = self._addresses["gateway"].known(report["grpc_port"])
-        self.file.gateway_url = f"http://{self._addresses['http'].known(report['http_port'])}"
+        return ready
+
+    def _gateway_ready(self, name: str) -> Callable[[Report], None]:
+        def ready(report: Report) -> None:
+            self._addresses[name].known(report["grpc_port"])
+            self.file.gateway_target = self._known_target("gateway")
+            if name == "gateway":
+                self.file.gateway_url = f"http://{self._addresses['http'].known(report['http_port'])}"
+
+        return ready
+
+    def _known_target(self, service: str) -> str:
+        addresses = [self._addresses[name] for name in self._named(service)]
+        return _joined([address.target_now() for address in addresses if address.is_known])
 
     def _simulator_ready(self, report: Report) -> None:
         self.file.simulator_url = f"http://{self._addresses['simulator'].known(report['http_port'])}"
@@ -414,16 +445,25 @@ class _Address:
         if int(port):
             self._known.set()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known where the child listens."""
+        return self._known.is_set()
+
+    def another(self) -> _Address:
+        """A free port beside this one."""
+        return _Address(self._setting, f"{self._host}:0")
+
     async def target(self) -> str:
         """The address that clients on this machine call."""
         await self._known.wait()
-        return self._target()
+        return self.target_now()
 
     def known(self, port: object) -> str:
         """Note the port that the child has taken; return what clients call."""
         self.listen = f"{self._host}:{port}"
         self._known.set()
-        return self._target()
+        return self.target_now()
 
     def require_free(self) -> None:
         """Raise `StartError` naming the setting when nobody can listen there."""
@@ -444,10 +484,16 @@ class _Address:
                 f"such as {self._host or '127.0.0.1'}:0 for a free port"
             ) from None
 
-    def _target(self) -> str:
+    def target_now(self) -> str:
+        """The same, of a known address."""
         host, _, port = self.listen.rpartition(":")
         local = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - compared with
         return f"{local.get(host, host)}:{port}"
+
+
+def _joined(targets: Sequence[str]) -> str:
+    """One target, or several as gRPC writes them."""
+    return targets[0] if len(targets) == 1 else f"ipv4:{','.join(targets)}"
 
 
 def migrate(ledger_url: str, gateway_url: str) -> None:
@@ -463,9 +509,8 @@ def migrate(ledger_url: str, gateway_url: str) -> None:
 def _connections(settings: StackSettings) -> int:
     """PostgreSQL connections of the whole stack at most."""
     return (
-        settings.ledger_read_connections
-        + settings.gateway_database_connections
-        + settings.gateway_statement_connections
+        settings.costcenters * (settings.ledger_read_connections + _LANE_CONNECTIONS)
+        + settings.gateways * (settings.gateway_database_connections + settings.gateway_statement_connections)
         + settings.workers * (settings.worker_database_connections + settings.worker_statement_connections)
         + _CONNECTIONS_SPARE
     )

@@ -1,0 +1,78 @@
+"""What became of every number: the callers' account, the message records and the carrier's own record, compared.
+
+Everything in a verdict but `settled_by_time` must be empty. The ledger's part is `smsbill reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from protos.smsgateway.v1 import sms_gateway_pb2 as pb
+from smsbill.record_check import TAKEN_STATES
+from smsbill.sending import FINAL_STATES
+from smsgateway.mobile import national_mobile
+from workers.sweepers import NO_OUTCOME
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Messages by what went wrong with them, told by their ids or numbers.
+
+    `settled_by_time`: messages whose call's answer was lost and that were refunded after their time although the
+    carrier had taken them. Nobody could know, so they are told apart; there must not be more of them than lost answers.
+    """
+
+    lost: list[str] = field(default_factory=list)
+    not_final: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    charged_not_sent: list[str] = field(default_factory=list)
+    sent_not_charged: list[str] = field(default_factory=list)
+    unknown_to_us: list[str] = field(default_factory=list)
+    recorded_twice: list[str] = field(default_factory=list)
+    settled_by_time: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        """What must not be, by its name; empty when all is well."""
+        named = {
+            "accepted and lost": self.lost,
+            "never final": self.not_final,
+            "sent twice": self.doubled,
+            "charged, not sent": self.charged_not_sent,
+            "sent, not charged": self.sent_not_charged,
+            "sent, not recorded": self.unknown_to_us,
+            "recorded twice": self.recorded_twice,
+        }
+        return {name: ids for name, ids in named.items() if ids}
+
+
+def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Mapping[str, Any]]) -> Verdict:
+    """Compare the three accounts.
+
+    Parameters: `accepted` national numbers that callers were told are accepted, each used once; `messages` all message
+    records; `carrier` the entries of the simulator's record.
+    """
+    verdict = Verdict()
+    taken = Counter[str](entry["mobile"] for entry in carrier)
+    recorded: set[str] = set()
+    for message in messages:
+        number = national_mobile(message.mobile) or message.mobile
+        if number in recorded:
+            verdict.recorded_twice.append(message.message_id)
+        recorded.add(number)
+        charged = message.state in TAKEN_STATES
+        if message.state not in FINAL_STATES:
+            verdict.not_final.append(message.message_id)
+        elif charged and not taken[number]:
+            verdict.charged_not_sent.append(message.message_id)
+        elif not charged and taken[number]:
+            unknown = message.state == pb.MESSAGE_STATE_FAILED and message.result_code == NO_OUTCOME
+            (verdict.settled_by_time if unknown else verdict.sent_not_charged).append(message.message_id)
+        if taken[number] > 1:
+            verdict.doubled.append(message.message_id)
+    verdict.lost += sorted(set(accepted) - recorded)
+    verdict.unknown_to_us += sorted(taken.keys() - recorded)
+    return verdict
