@@ -189,6 +189,11 @@ class Book:
         last_at = brand.last_at
         return self.now if last_at is None or last_at <= self.now else last_at
 
+    def ended_packages(self, brand_id: int) -> int:
+        """How many of a brand's packages have ended and are not booked yet."""
+        moment = self.time_of(self._brands[brand_id])
+        return sum(package.available > 0 and package.is_expired(moment) for package in self._queues[brand_id])
+
     def book_due(self, brand_id: int, until: datetime, next_freeze_end: datetime | None) -> None:
         """Book, in the order of time, every package's end and every freeze's end up to and with `until`.
 

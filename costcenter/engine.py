@@ -99,6 +99,16 @@ class Engine:
         for lane in self._lanes:
             lane.close()
 
+    @property
+    def lanes(self) -> int:
+        """Number of lanes; a brand's is its number modulo it."""
+        return len(self._queues)
+
+    @property
+    def taken(self) -> int:
+        """Operations taken in since the start."""
+        return sum(queue.taken for queue in self._queues)
+
     async def apply(self, operation: Operation) -> Outcome:
         """Apply one operation. Raises RESOURCE_EXHAUSTED (OVERLOADED) at once when the queue is full."""
         queue = self._queues[operation.brand_id % len(self._queues)]

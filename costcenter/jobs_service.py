@@ -13,6 +13,7 @@ import structlog
 
 from costcenter import store, validation
 from costcenter.engine import Engine
+from costcenter.lane import Outcome
 from costcenter.metrics import DUE, RELEASES
 from costcenter.operations import AppliedReply, ApplyRelease, BookDue, DueReply
 from costcenter.settings import Settings
@@ -29,6 +30,8 @@ PERMISSIONS = {f"/{SERVICE}/{method}": frozenset({Role.BILLER}) for method in ("
 WAIT_SECONDS_MAX = 30
 # Requests are asked for by time, so one that another process recorded is seen within this time.
 POLL_SECONDS = 0.25
+# The lanes' portions of a sweep run side by side and count each other: only more than that is somebody else's work.
+SWEPT_BESIDE = 3
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,6 +43,7 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         self._engine = engine
         self._database = database
         self._settings = settings
+        self._sweeping = asyncio.Lock()
 
     async def ApplyReleases(self, request: pb.ApplyReleasesRequest, context: Context) -> pb.ApplyReleasesResponse:
         current_principal().require_all_brands()
@@ -89,9 +93,14 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
     async def BookDue(self, request: pb.BookDueRequest, context: Context) -> pb.BookDueResponse:
         current_principal().require_all_brands()
         limit = _limit("brand_limit", request.brand_limit, 1_000, 10_000)
-        async with self._database.connection() as connection:
-            brands = await store.brands_due(connection, self._settings.clock_offset_seconds, limit)
-        outcomes = await self._engine.apply_all([BookDue(brand_id, "", b"") for brand_id in brands]) if brands else []
+        deadline = time.monotonic() + self._settings.ledger_sweep_seconds
+        replies: list[DueReply] = []
+        refusals: list[Refusal] = []
+        # Two sweeps at once would find the same.
+        async with self._sweeping:
+            async with self._database.connection() as connection:
+                brands = await store.brands_due(connection, self._settings.clock_offset_seconds, limit)
+            outcomes = await self._sweep(brands, deadline)
         replies = [outcome for outcome in outcomes if isinstance(outcome, DueReply)]
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
         if refusals:
@@ -106,8 +115,30 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
             brands=sum(bool(reply.packages_expired or reply.freezes_ended) for reply in replies),
             packages_expired=packages,
             freezes_ended=freezes,
-            more=len(brands) == limit,
+            more=len(brands) == limit or len(outcomes) < len(brands),
         )
+
+    async def _sweep(self, brands: list[tuple[int, int]], deadline: float) -> list[Outcome]:
+        """Book what is due for brands, each lane's in portions one after another, until a moment of the process."""
+        parts: list[list[tuple[int, int]]] = [[] for _ in range(self._engine.lanes)]
+        for brand in brands:
+            parts[brand[0] % len(parts)].append(brand)
+        swept = await asyncio.gather(*(self._sweep_lane(part, deadline) for part in parts))
+        return [outcome for outcomes in swept for outcome in outcomes]
+
+    async def _sweep_lane(self, brands: list[tuple[int, int]], deadline: float) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for portion in _portions(brands, self._settings.ledger_sweep_packages):
+            started, taken = time.monotonic(), self._engine.taken
+            outcomes += await self._engine.apply_all([BookDue(brand_id, "", b"") for brand_id in portion])
+            ended = time.monotonic()
+            # The first is always done, so every call gets on.
+            if ended >= deadline:
+                break
+            if self._engine.taken - taken > SWEPT_BESIDE * len(portion):
+                # Other operations came meanwhile.
+                await asyncio.sleep((ended - started) * self._settings.ledger_sweep_rest)
+        return outcomes
 
     async def CleanUp(self, request: pb.CleanUpRequest, context: Context) -> pb.CleanUpResponse:
         current_principal().require_all_brands()
@@ -118,6 +149,20 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         async with self._database.connection() as connection:
             deleted = await store.delete_old_keys(connection, offset, self._settings.idempotency_key_days, limit)
         return pb.CleanUpResponse(orders_cancelled=cancelled, keys_deleted=deleted)
+
+
+def _portions(brands: list[tuple[int, int]], packages_max: int) -> list[list[int]]:
+    """Brands in portions with at most so many ended packages together, or of one brand."""
+    portions: list[list[int]] = []
+    weight = 0
+    for brand_id, packages in brands:
+        # A brand costs something even when only its freezes have ended.
+        weight += max(packages, 1)
+        if not portions or weight > packages_max:
+            portions.append([])
+            weight = max(packages, 1)
+        portions[-1].append(brand_id)
+    return portions
 
 
 def _limit(field: str, value: int, default: int, longest: int) -> int:

@@ -38,6 +38,13 @@ class Kept:
         self._freezes.clear()
         self._packages = 0
 
+    def forget(self, brand_ids: Iterable[int], version: int) -> None:
+        """Forget brands that a committed transaction changed without a book, as of the lane's new version."""
+        self.version = version
+        for brand_id in brand_ids:
+            before = self._brands.pop(brand_id, None)
+            self._packages -= before[2] if before else 0
+
     def missing_brands(self, brand_ids: Iterable[int]) -> list[int]:
         """Those of the brands that must be read."""
         return [brand_id for brand_id in brand_ids if brand_id not in self._brands]

@@ -16,12 +16,12 @@ import psycopg
 import structlog
 from google.protobuf.message import Message
 
-from costcenter import store
+from costcenter import store, store_due
 from costcenter.book import Book, Terms
 from costcenter.kept import NOTHING_KEPT, Kept
 from costcenter.keys import GroupKeys
 from costcenter.metrics import GROUP_RETRIES
-from costcenter.operations import DueReply, Needs, Operation, Reply
+from costcenter.operations import BookDue, DueReply, Needs, Operation, Reply
 from costcenter.translation import REPLIES
 from infra.database import TRANSIENT, Session, ThreadConnection
 from infra.errors import Refusal, idempotency_conflict, unavailable
@@ -43,6 +43,7 @@ class LaneLimits:
     retry_seconds: float = 5
     hold_seconds: float = 5
     ended_freezes_max: int = 5_000
+    ended_packages_max: int = 100
     clock_offset_seconds: float = 0
     packages_kept_max: int = 50_000
     freezes_kept_max: int = 10_000
@@ -143,8 +144,18 @@ class Lane:
     def _transact(self, operations: list[Operation]) -> list[Outcome]:
         due: dict[int, DueReply] = {}
         try:
+            asked = [operation.brand_id for operation in operations if isinstance(operation, BookDue)]
+            if asked:
+                self._book_ended_packages(asked, due)
+            ended_max: int | None = self._limits.ended_packages_max
             while True:
-                outcomes = self._transact_once(operations, due)
+                try:
+                    outcomes = self._transact_once(operations, due, ended_max)
+                except _ManyEndedError as many:
+                    self._book_ended_packages(many.brand_ids, due)
+                    # What is left is the book's, however much it is.
+                    ended_max = None
+                    continue
                 if outcomes is not None:
                     return outcomes
         except BaseException:
@@ -152,8 +163,28 @@ class Lane:
             self._kept.clear()
             raise
 
-    def _transact_once(self, operations: list[Operation], due: dict[int, DueReply]) -> list[Outcome] | None:
-        """One transaction; None when so much was due that it could only book part of that."""
+    def _book_ended_packages(self, brand_ids: list[int], due: dict[int, DueReply]) -> None:
+        """Book the ends of packages in one set, in a transaction of its own."""
+        with self._session.transaction() as connection:
+            row = connection.execute(store.LOCK_LANE, (self._lane_id, self._limits.clock_offset_seconds)).fetchone()
+            assert row is not None
+            version, now = row
+            booked = store_due.book_ended_packages(connection, brand_ids, self._clock() if self._clock else now)
+            connection.commit()
+        if self._kept.version not in {version - 1, NOTHING_KEPT}:
+            # Another process was here.
+            self._kept.clear()
+        self._kept.forget(booked, version)
+        for brand_id, packages in booked.items():
+            due.setdefault(brand_id, DueReply()).packages_expired += packages
+
+    def _transact_once(
+        self, operations: list[Operation], due: dict[int, DueReply], ended_max: int | None
+    ) -> list[Outcome] | None:
+        """One transaction; None when so much was due that it could only book part of that.
+
+        Raises `_ManyEndedError`, with nothing written, when more packages than `ended_max` have ended.
+        """
         needs, keys = Needs(), GroupKeys()
         for operation in operations:
             operation.ask(needs)
@@ -172,6 +203,8 @@ class Lane:
             book = Book(self._clock() if self._clock else now, self._terms, self._identifiers, due=due)
             self._kept.lend(book, needs.brands, needs.freezes)
             reads.fill(book)
+            if ended_max is not None:
+                _require_few_ended(book, ended_max)
             whole = self._book_due(connection, book)
             writes = store.GroupWrites(connection, book.changes, keys)
             outcomes: list[Outcome] | None = None
@@ -208,6 +241,20 @@ class Lane:
                 book.book_due(brand_id, max(ended), max(ended))
                 whole = False
         return whole
+
+
+class _ManyEndedError(Exception):
+    """So many packages of some brands have ended that booking them one by one would hold up the lane."""
+
+    def __init__(self, brand_ids: list[int]) -> None:
+        super().__init__()
+        self.brand_ids = brand_ids
+
+
+def _require_few_ended(book: Book, ended_max: int) -> None:
+    brand_ids = book.brands_with_due()
+    if brand_ids and sum(map(book.ended_packages, brand_ids)) > ended_max:
+        raise _ManyEndedError(brand_ids)
 
 
 def _decide(book: Book, operation: Operation, keys: GroupKeys) -> Outcome:

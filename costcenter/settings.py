@@ -77,6 +77,26 @@ class Settings(BaseSettings):
     ledger_ended_freezes_max: int = Field(
         5_000, ge=1, description="Ended freezes of a brand that one transaction books at most; the rest follows in more"
     )
+    ledger_ended_packages_max: int = Field(
+        100,
+        ge=0,
+        description="Ended packages that a group of calls books one by one at most, some 5 ms; more: as a set",
+    )
+    ledger_sweep_packages: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Ended packages that the sweep books in one transaction, or one brand's: calls wait behind it",
+    )
+    ledger_sweep_rest: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="How long the sweep rests after each transaction while calls come, in times of its duration",
+    )
+    ledger_sweep_seconds: float = Field(
+        2, gt=0, le=10, description="How long one call of the sweep works at most; the next goes on"
+    )
     ledger_read_connections: int = Field(4, ge=1, le=100, description="Connections for queries, beside one per lane")
     release_retry_seconds: float = Field(
         5, gt=0, description="Delay of a release request's second try; doubled each time"
@@ -127,5 +147,6 @@ class Settings(BaseSettings):
             packages_kept_max=self.ledger_packages_kept_max,
             freezes_kept_max=self.ledger_freezes_kept_max,
             ended_freezes_max=self.ledger_ended_freezes_max,
+            ended_packages_max=self.ledger_ended_packages_max,
             clock_offset_seconds=self.clock_offset_seconds,
         )

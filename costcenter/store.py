@@ -1120,9 +1120,17 @@ from unnest(%s::bigint[], %s::text[], %s::timestamptz[], %s::text[]) as v(brand_
 where r.brand_id = v.brand_id and r.release_no = v.release_no and r.next_at is not null
 """
 
+# With the number of packages whose ends are to be booked.
 BRANDS_DUE = """
-select brand_id from costcenter.balance
-where next_due_at <= clock_timestamp() + make_interval(secs => %s) order by next_due_at limit %s
+select b.brand_id, (
+    select count(*) from costcenter.package_queue p
+    where p.brand_id = b.brand_id and p.is_live and p.expires_at <= b.now and p.held < p.remaining
+)
+from (
+    select brand_id, now from costcenter.balance
+    cross join (select clock_timestamp() + make_interval(secs => %s) as now) c
+    where next_due_at <= now order by next_due_at limit %s
+) b
 """
 
 CANCEL_UNPAID_ORDERS = """
@@ -1165,10 +1173,10 @@ async def put_back_releases(connection: Connection, failed: Sequence[tuple[int, 
     )
 
 
-async def brands_due(connection: Connection, clock_offset_seconds: float, limit: int) -> list[int]:
-    """Brands for which something may have become due, soonest first."""
+async def brands_due(connection: Connection, clock_offset_seconds: float, limit: int) -> list[tuple[int, int]]:
+    """Brands for which something may have become due, soonest first, with the numbers of their ended packages."""
     cursor = await connection.execute(BRANDS_DUE, (clock_offset_seconds, limit))
-    return [row[0] for row in await cursor.fetchall()]
+    return cast(list[tuple[int, int]], await cursor.fetchall())
 
 
 async def cancel_unpaid_orders(connection: Connection, clock_offset_seconds: float, limit: int) -> int:

@@ -56,6 +56,11 @@ class ThreadGrouper(Generic[T, R]):
         """Whether `submit` would refuse now because too much waits."""
         return self._weight_in - self._weight_taken >= self._queue_max
 
+    @property
+    def taken(self) -> int:
+        """Weight of all that was taken in since the start."""
+        return self._weight_in
+
     def submit(self, item: T) -> asyncio.Future[R]:
         """Work on an item; the future of its result. Whoever takes it must await or cancel it.
 

@@ -161,7 +161,7 @@ class Settings(gateway_settings.Settings):
         5, ge=0, le=30, description="How long the cost centre waits for a release request before it answers none"
     )
     book_due_seconds: float = Field(
-        60, gt=0, le=86_400, description="Time between two calls that book expired packages and ended freezes"
+        5, gt=0, le=86_400, description="Time between two calls that book expired packages and ended freezes"
     )
     depth_seconds: float = Field(5, gt=0, le=600, description="Time between two measurements of the queues")
 

@@ -734,6 +734,48 @@ async def test_a_sweep_in_parts_counts_all(database_url: str) -> None:
     await assert_sound(database_url)
 
 
+async def test_ends_booked_as_a_set_are_the_rules_own(database_url: str) -> None:
+    """One by one, by the sweep's statement and by it before a call: the same rows, whatever is held, spent or alike."""
+    clock = Clock()
+    ways = {1: 1_000, 2: 1_000, 3: 0}
+    async with running_engine(database_url, clock) as engine:
+        for number in ways:
+            await brand(engine, number, 5)
+            for segments, hours in ((3, 3), (4, 1), (2, 1), (1, 2), (6, 9), (7, 1)):
+                end = START + hours * HOUR
+                await done(engine.apply(Grant(number, request_id(), b"g", "a", "b", segments, end, ())))
+            # All of one, part of the next: these stay payable after their ends.
+            held = await done(engine.apply(freeze(number, 5, ttl=8 * HOUR)))
+            clock.now += timedelta(minutes=1)
+            await done(engine.apply(Pay(number, request_id(), b"p", held.order_no, 1)))
+            clock.now -= timedelta(minutes=1)
+    clock.now += 4 * HOUR
+    for number, limit in ways.items():
+        async with running_engine(database_url, clock, ended_packages_max=limit) as engine:
+            sweep, call = BookDue(number, "", b""), freeze(number, 100)
+            outcome = await engine.apply(sweep if number == 2 else call)
+            assert outcome == DueReply(packages_expired=4) if number == 2 else isinstance(outcome, Refusal)
+            assert await engine.apply(sweep) == DueReply()
+            # Nothing of what was remembered is used.
+            await done(engine.apply(freeze(number, 6 + 5)))
+    booked = {
+        number: [
+            await rows(database_url, f"select {columns} from {table} where brand_id = %s order by {order}", number)
+            for table, columns, order in (
+                ("entry", "record_no, at, booked_at, kind, package_id, segments", "record_no"),
+                ("balance_history", "at, total, frozen", "at"),
+                ("package_queue", "package_id, remaining, held, paid, expired", "package_id"),
+                ("balance", "total, frozen, last_at, next_due_at, next_package_id, next_record_no", "brand_id"),
+            )
+        ]
+        for number in ways
+    }
+    assert booked[1] == booked[2] == booked[3]
+    assert len(booked[1][0]) == 7 + 4
+    assert [row[0] for row in booked[1][1]][-4:] == [START + hours * HOUR for hours in (1, 2, 3, 4)]
+    await assert_sound(database_url)
+
+
 async def test_a_clock_that_is_set_back_stops_nothing(database_url: str) -> None:
     """A server with a clock behind the last record: operations go on, in order, and every record is storable."""
     clock = Clock()
