@@ -158,6 +158,10 @@ class GrpcServer:
                 ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
                 # Two stacks on one port would share its calls in silence; a taken port must be an error.
                 ("grpc.so_reuseport", 0),
+                # What this process has no time to take, the library refuses before any Python sees it, more and more
+                # from the first figure on, all from the second on. A refusal in Python costs as much as a call.
+                ("grpc.server.max_pending_requests", settings.grpc_pending_max),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.grpc_pending_max),
             ],
         )
         register(self._server)

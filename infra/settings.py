@@ -64,6 +64,14 @@ class BaseSettings(pydantic_settings.BaseSettings):
         description="Calls that one process serves at once; beyond it a call gets RESOURCE_EXHAUSTED",
     )
 
+    grpc_pending_max: int = Field(
+        1_000,
+        gt=0,
+        le=100_000,
+        description="Calls that wait until a process has time to take them, about half a second's; from there on the"
+        " gRPC library refuses more and more of the rest with CANCELLED, at twice as many all; call again later",
+    )
+
     @classmethod
     def load(cls) -> Self:
         """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""

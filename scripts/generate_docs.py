@@ -97,7 +97,9 @@ REFUSALS_INTRODUCTION = """## Refusals
 The closed list: each reason, its status, and the calls that give it. A batch call gives them to its items. When each
 is given is told in [ledger.md](ledger.md#refusals). Before a call reaches the service, the gRPC library answers by
 itself, without a reason: `UNIMPLEMENTED` for a method that is not there, `RESOURCE_EXHAUSTED` for a message beyond
-`SMSBILL_GRPC_MESSAGE_BYTES_MAX` or a call beyond `SMSBILL_GRPC_CALLS_MAX`, `INTERNAL` for bytes that are no message.
+`SMSBILL_GRPC_MESSAGE_BYTES_MAX` or a call beyond `SMSBILL_GRPC_CALLS_MAX`, `INTERNAL` for bytes that are no message,
+`CANCELLED` for a call that a process has no time to take (`SMSBILL_GRPC_PENDING_MAX`) and for calls that are under way
+when a process stops: the same call with the same `request_id`, a while later, settles what became of it.
 """
 
 SETTINGS_INTRODUCTION = """# Settings
