@@ -174,7 +174,7 @@ def _require_lead(ends: datetime) -> None:
         raise TimeoutError("granting took too long; give it more --fill-seconds")
 
 
-async def measure(shape: Shape, rounds: int, seconds: float, fill_seconds: float) -> dict[str, Any]:
+async def measure(shape: Shape, rounds: int, seconds: float, fill_seconds: float, alone: bool) -> dict[str, Any]:
     """All figures."""
     runs = []
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
@@ -187,11 +187,13 @@ async def measure(shape: Shape, rounds: int, seconds: float, fill_seconds: float
             await grant(url, 1, SEGMENTS, None)
             for number in range(1, rounds + 1):
                 console.print(f"round {number} of {rounds}")
-                alone = await idle(url, shape, fill_seconds)
-                console.print(f"alone: {alone:,.1f} s")
+                figures: dict[str, float] = {}
+                if alone:
+                    figures["seconds, nothing else"] = round(await idle(url, shape, fill_seconds), 1)
+                    console.print(figures)
                 took, during, without = await beside(url, target, shape, fill_seconds, seconds)
                 console.print(f"beside calls: {took:,.1f} s")
-                runs.append(_as_dict(alone, took, during, without))
+                runs.append(figures | _as_dict(took, during, without))
             differences = await _differences(running)
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -202,12 +204,11 @@ async def measure(shape: Shape, rounds: int, seconds: float, fill_seconds: float
     }
 
 
-def _as_dict(alone: float, took: float, during: list[Rate], without: list[Rate]) -> dict[str, float]:
+def _as_dict(took: float, during: list[Rate], without: list[Rate]) -> dict[str, float]:
     beside_rate = sum(rate.per_second for rate in during) / len(during)
     # The better of before and after: a ratio that flatters is none.
     best = max(rate.per_second for rate in without)
     return {
-        "seconds, nothing else": round(alone, 1),
         "seconds, beside calls": round(took, 1),
         "calls/s before": round(without[0].per_second),
         "calls/s beside the sweep": round(beside_rate),
@@ -242,9 +243,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="of calls without a sweep, before and after it")
     parser.add_argument("--fill-seconds", type=float, default=60.0, help="from the grant's start to the packages' end")
+    parser.add_argument("--beside-only", action="store_true", help="not while nothing else happens")
     arguments = parser.parse_args()
     shape = Shape(brands=arguments.brands, packages=arguments.packages)
-    result = uvloop.run(measure(shape, arguments.rounds, arguments.seconds, arguments.fill_seconds))
+    result = uvloop.run(
+        measure(shape, arguments.rounds, arguments.seconds, arguments.fill_seconds, not arguments.beside_only)
+    )
     show(result)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"expiry-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"

@@ -146,7 +146,7 @@ async def past(client: Client, brands: int) -> dict[str, tuple[float, float]]:
     }
 
 
-async def _filled(running: Stack, shape: Shape) -> None:
+async def filled(running: Stack, shape: Shape) -> None:
     """Fill the ledger unless an earlier run on the folder has."""
     url = running.file.ledger_database_url
     async with await psycopg.AsyncConnection.connect(url) as connection:
@@ -173,7 +173,7 @@ async def measure(shape: Shape, given: Path | None, rounds: int) -> dict[str, An
     async with _folder(given) as folder:
         # Twice: what the services have planned on empty tables says nothing of full ones.
         async with stack(folder) as running:
-            await _filled(running, shape)
+            await filled(running, shape)
         async with stack(folder) as running:
             server = int((folder / "data/postgres/postmaster.pid").read_text().split()[0])
             client = running.client()
