@@ -1,4 +1,4 @@
-"""A gRPC client that costs a tenth of the library's: for offering more than a server on the same processors can take.
+"""A gRPC client that costs a fifth of the library's: for offering more than a server on the same processors can take.
 
 It speaks just enough HTTP/2 (RFC 9113) for unary calls on plain connections. Headers are written without compression,
 the same bytes for every call of a method; the server is asked for a table of no entries, so that a status stands in its
