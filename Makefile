@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test prove lint protos docs bench lock clean
+.PHONY: help run demo test prove chaos lint protos docs bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -30,6 +30,9 @@ test: $(VENV)/.dev ## Run every test
 
 prove: $(VENV)/.dev ## Minutes of random sequences on the ledger and on broken copies of it (SEED=, PROVE_SECONDS=, ONLY=)
 	$(BIN)/python -m scripts.prove
+
+chaos: $(VENV)/.dev ## Break everything while messages are sent, and judge what became of each (SEED=, CHAOS_SECONDS=, RATE=)
+	$(BIN)/python -m chaos
 
 lint: $(VENV)/.dev ## Style, types, protos
 	$(BIN)/ruff check .

@@ -36,8 +36,8 @@ class Verdict:
 
     @property
     def faults(self) -> dict[str, list[str]]:
-        """What must not be, by its name; empty when all is well."""
-        named = {
+        """What must not be, by its name."""
+        return {
             "accepted and lost": self.lost,
             "never final": self.not_final,
             "sent twice": self.doubled,
@@ -46,7 +46,6 @@ class Verdict:
             "sent, not recorded": self.unknown_to_us,
             "recorded twice": self.recorded_twice,
         }
-        return {name: ids for name, ids in named.items() if ids}
 
 
 def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Mapping[str, Any]]) -> Verdict:

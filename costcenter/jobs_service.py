@@ -94,8 +94,6 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         current_principal().require_all_brands()
         limit = _limit("brand_limit", request.brand_limit, 1_000, 10_000)
         deadline = time.monotonic() + self._settings.ledger_sweep_seconds
-        replies: list[DueReply] = []
-        refusals: list[Refusal] = []
         # Two sweeps at once would find the same.
         async with self._sweeping:
             async with self._database.connection() as connection:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from costcenter.model import EntryKind
 from infra import arrays
 from infra.database import ThreadConnection
 
 # Everything is read as it was before the statement. A moment before the brand's last record becomes that record's own;
 # the records of a brand follow the ends of its packages, those of one end the packages' numbers; of a moment's balances
 # the last counts.
-BOOK_ENDED_PACKAGES = """
+BOOK_ENDED_PACKAGES = f"""
 with due as materialized (
     select l.*, greatest(k.now, l.last_at) as until, k.now
     from unnest(%s::bigint[]) as b(brand_id)
@@ -44,7 +45,7 @@ packages as (
 ),
 entries as (
     insert into costcenter.entry (brand_id, record_no, at, booked_at, kind, package_id, segments, reference)
-    select brand_id, record_no, at, greatest(at, now), 3, package_id, segments, '' from ended
+    select brand_id, record_no, at, greatest(at, now), {EntryKind.EXPIRE:d}, package_id, segments, '' from ended
     order by brand_id, record_no
 ),
 points as (

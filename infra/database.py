@@ -224,7 +224,8 @@ class Session:
 # so none gets helpers of its own. Joins and sums overflow into temporary files rather than take the server's memory. A
 # nested loop over what has no index would be the end, whatever is estimated.
 _SCANNING = {
-    "work_mem": "'64MB'",
+    # Of each sort and each hash table, of which a statement over all records has a few dozen.
+    "work_mem": "'10MB'",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
     "enable_nestloop": "off",
