@@ -108,11 +108,11 @@ async def run(stack: Stack, screen: Screen, seed: int, seconds: float, rate: flo
         callers = Callers(client, BRANDS, random.Random(seed), rate)
         try:
             await faults.calm()
-            sending = asyncio.create_task(callers.run(seconds))
-            await faults.run(seconds)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(callers.run(seconds))
+                group.create_task(faults.run(seconds))
         finally:
             await faults.close()
-        await sending
         screen.step(f"{len(callers.sent.accepted):,} messages accepted in {callers.sent.calls:,} calls")
         messages = await settle(client, settle_seconds, screen)
         screen.step("settled")

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import psycopg
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from infra.database import TRANSIENT
 from smsbill.stack import Stack
@@ -88,7 +89,7 @@ class Faults:
             _, name, fault = self._random.choices(self._kinds, weights)[0]
             try:
                 detail = await fault()
-            except (*TRANSIENT, OSError, aiohttp.ClientError, TimeoutError, LookupError) as error:
+            except (*TRANSIENT, OSError, RedisError, aiohttp.ClientError, TimeoutError, LookupError) as error:
                 # Whom the fault was for is not there: an earlier one has it.
                 detail = f"nobody there ({type(error).__name__})"
             else:

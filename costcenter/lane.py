@@ -171,9 +171,7 @@ class Lane:
             version, now = row
             booked = store_due.book_ended_packages(connection, brand_ids, self._clock() if self._clock else now)
             connection.commit()
-        if self._kept.version not in {version - 1, NOTHING_KEPT}:
-            # Another process was here.
-            self._kept.clear()
+        self._forget_unless_alone(version)
         self._kept.forget(booked, version)
         for brand_id, packages in booked.items():
             due.setdefault(brand_id, DueReply()).packages_expired += packages
@@ -195,9 +193,7 @@ class Lane:
             reads.send_keys(keys)
             reads.send(needs, self._kept)
             version, now = reads.version_and_now()
-            if self._kept.version not in {version - 1, NOTHING_KEPT}:
-                # Another process was here.
-                self._kept.clear()
+            if self._forget_unless_alone(version):
                 reads.send(needs, self._kept)
             reads.fill_keys(keys)
             book = Book(self._clock() if self._clock else now, self._terms, self._identifiers, due=due)
@@ -221,6 +217,16 @@ class Lane:
             connection.commit()
         self._kept.keep(book, version)
         return outcomes
+
+    def _forget_unless_alone(self, version: int) -> bool:
+        """Forget what is kept when another process was here since; whether that was so.
+
+        Parameters: `version` of the lane with a transaction of ours.
+        """
+        if self._kept.version in {version - 1, NOTHING_KEPT}:
+            return False
+        self._kept.clear()
+        return True
 
     def _book_due(self, connection: ThreadConnection, book: Book) -> bool:
         """Book what is due for the brands of the group. False: there is more than one transaction should book."""

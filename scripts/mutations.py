@@ -449,8 +449,8 @@ MUTATIONS = (
         (
             Edit(
                 "costcenter/lane.py",
-                "if self._kept.version not in {version - 1, NOTHING_KEPT}:",
-                "if version < self._kept.version:",
+                "if self._kept.version in {version - 1, NOTHING_KEPT}:",
+                "if version > self._kept.version:",
             ),
         ),
     ),

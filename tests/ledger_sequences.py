@@ -515,6 +515,25 @@ class Author:
         failed = [{"message_id": f"late-{len(self.calls)}", "segments": max(1, left - self._one_of(0, 1, 2))}]
         self._add_keyed("SmsSendStatusCallBack", brand_id=brand.brand_id, payment_no=payment.payment_no, failed=failed)
 
+    def _fail_on_purpose(self) -> None:
+        """All that can be spent is frozen, paid and failed at the end of a package, and so is what that gives back."""
+        brand = self.oracle.brands[_FIRST]
+        self._adjust(_FIRST, grant={"segments": 2, "expires_at": self.oracle.now + HOUR})
+        for _ in range(2):
+            sms_type, available = self._type_to_freeze(brand)
+            if not available:
+                return
+            self._add_keyed("SmsSendPrePay", brand_id=_FIRST, sms_type=sms_type, segments=available)
+            order_no = f"order-{len(self.calls)}"
+            if order_no not in brand.freezes:
+                return
+            self._add_keyed("SmsSendPay", brand_id=_FIRST, order_no=order_no, segments=available)
+            payment = list(brand.payments.values())[-1]
+            packages = [brand.package(line.package_id) for line in payment.lines]
+            self._pass_to(min(package.expires_at or self.oracle.now for package in packages))
+            failed = [{"message_id": "all", "segments": available}]
+            self._add_keyed("SmsSendStatusCallBack", brand_id=_FIRST, payment_no=payment.payment_no, failed=failed)
+
     def _status_fields(self) -> Request:
         brand_id, payment = self._payment_to_settle()
         left = payment.segments - payment.refunded if payment else 1
@@ -644,6 +663,7 @@ _WEIGHTS = {
     "pay": 12,
     "status": 9,
     "late_refund": 4,
+    "fail_on_purpose": 1,
     "receipt": 7,
     "grant": 7,
     "batch": 7,
