@@ -38,8 +38,8 @@ console = Console()
 
 
 @asynccontextmanager
-async def stack(folder: Path) -> AsyncIterator[Stack]:
-    """The whole stack on free ports with an empty database."""
+async def stack(folder: Path, *, workers: int | None = None) -> AsyncIterator[Stack]:
+    """The whole stack on free ports with an empty database; `workers` as set when not given."""
     settings = StackSettings(
         data_dir=folder / "data",
         costcenter_address="127.0.0.1:0",
@@ -47,6 +47,8 @@ async def stack(folder: Path) -> AsyncIterator[Stack]:
         http_address="127.0.0.1:0",
         log_level="WARNING",
     )
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
     running = Stack(settings, simulator=True, notify=lambda line: console.print(f"[yellow]{line}"))
     try:
         await running.start()
