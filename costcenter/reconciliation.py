@@ -180,10 +180,11 @@ async def check(connection: Connection, first: int, last: int) -> AsyncIterator[
     span = {"first": first, "last": last}
     async with scanning(connection):
         named = set()
-        async for row in await connection.execute(store_checks.FIGURES, span):
-            difference = Difference(*row)
-            named.add(difference.brand_id)
-            yield difference
+        for statement in store_checks.FIGURES:
+            async for row in await connection.execute(statement, span):
+                difference = Difference(*row)
+                named.add(difference.brand_id)
+                yield difference
         odd = [row[0] for row in await (await connection.execute(store_checks.REPLAY, span)).fetchall()]
         for brand_id in sorted(odd):
             async for row in await connection.execute(store_checks.RECORDS, {"first": brand_id, "last": brand_id}):

@@ -15,7 +15,8 @@ from costcenter.model import EntryKind, OrderStatus, PackageSource, ReceiptState
 
 # The records of a range as the checks see them. A freeze or payment has its package and segments in `package_id` and
 # `lines` where it has but one line; else they are in `packages` and `counts`.
-_RECORDS = """
+_RECORDS = {
+    "f": """
 f as materialized (
     select brand_id, order_no, sms_type, segments, paid, released, timed_out, created_at, expires_at,
         case when cardinality(line_packages) = 1 then line_packages[1] end as package_id,
@@ -24,7 +25,8 @@ f as materialized (
         case when cardinality(line_packages) <> 1 then line_packages end as packages,
         case when cardinality(line_packages) <> 1 then line_segments end as counts
     from costcenter.freeze where brand_id between %(first)s and %(last)s
-),
+)""",
+    "y": """
 y as materialized (
     select brand_id, payment_no, order_no, request_id, sms_type, segments, refunded, status, created_at, record_no,
         case when cardinality(line_packages) = 1 then line_packages[1] end as package_id,
@@ -33,20 +35,27 @@ y as materialized (
         case when cardinality(line_packages) <> 1 then line_packages end as packages,
         case when cardinality(line_packages) <> 1 then line_segments end as counts
     from costcenter.payment where brand_id between %(first)s and %(last)s
-),
+)""",
+    "r": """
 r as materialized (
     select * from costcenter.refund where brand_id between %(first)s and %(last)s
-),
+)""",
+    "rl": """
 rl as materialized (
     select r.brand_id, r.payment_no, r.message_id, r.created_at, l.package_id, l.segments, l.target
     from r, unnest(r.line_packages, r.line_segments, r.line_targets) as l(package_id, segments, target)
-),
+)""",
+    "e": """
 e as materialized (
     select * from costcenter.entry where brand_id between %(first)s and %(last)s
-),
+)""",
+    "p": """
 p as materialized (
     select * from costcenter.package_queue where brand_id between %(first)s and %(last)s
-)"""
+)""",
+}
+# Those of several lines alone.
+_LINED_FREEZES = _RECORDS["f"].removesuffix(")") + "    and cardinality(line_packages) <> 1\n)"
 
 
 def _small(column: str) -> str:
@@ -681,7 +690,12 @@ cross join lateral (values
 where l.brand_id between %(first)s and %(last)s and v.expected <> v.found
 """
 
-# All checks of what the records say of one another, in one statement, so that each table is read once.
-FIGURES = f"with {_RECORDS}\n" + "\nunion all\n".join(
-    f"({check})" for check in (_PACKAGES, _FREEZES, _PAYMENTS, _ENTRIES, _SOURCES, _BALANCES, _RECEIPTS, _KEYS)
+# All checks of what the records say of one another. A statement reads each table once for all of its checks; there are
+# two, because the memory of each of its sorts and hash tables is the statement's until its end.
+FIGURES = tuple(
+    f"with {','.join(records)}\n" + "\nunion all\n".join(f"({check})" for check in checks)
+    for records, checks in (
+        (_RECORDS.values(), (_PACKAGES, _FREEZES, _ENTRIES, _SOURCES, _BALANCES, _KEYS)),
+        ((_LINED_FREEZES, _RECORDS["y"], _RECORDS["r"]), (_PAYMENTS, _RECEIPTS)),
+    )
 )
