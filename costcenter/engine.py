@@ -25,6 +25,7 @@ from costcenter.metrics import GROUP_OPERATIONS, GROUP_SECONDS, GROUP_WAIT_SECON
 from costcenter.operations import Operation, Reply
 from infra.database import LOOKUP_OPTIONS, Database, Session
 from infra.errors import Refusal, overloaded
+from infra.heartbeat import Watchdog
 from infra.thread_grouping import ThreadGrouper
 
 
@@ -48,7 +49,7 @@ class Engine:
     """Applies operations in groups.
 
     Parameters: `database` tells the number of lanes and, at every moment, where the server is; each lane has a
-    connection of its own. `clock` replaces the database's clock in tests.
+    connection of its own and a heartbeat of the `watchdog`. `clock` replaces the database's clock in tests.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Engine:
         *,
         terms: Terms,
         limits: EngineLimits,
+        watchdog: Watchdog,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._database = database
         self._terms = terms
         self._limits = limits
+        self._watchdog = watchdog
         self._clock = clock
         self._lanes: list[Lane] = []
         self._queues: list[ThreadGrouper[_Submission, list[Outcome]]] = []
@@ -85,6 +88,7 @@ class Engine:
                     group_max=self._limits.group_max,
                     queue_max=self._limits.queue_max,
                     weigh=lambda submission: len(submission.operations),
+                    heartbeat=self._watchdog.heartbeat(f"ledger-lane-{lane_id}"),
                     name="the ledger's queue",
                 )
             )

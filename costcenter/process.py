@@ -20,6 +20,7 @@ from infra.authorization import Authenticator, Principal, Role, secret_hash
 from infra.database import Connection, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
+from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_admin_pb2_grpc, cost_center_jobs_pb2_grpc, cost_center_pb2_grpc
@@ -65,7 +66,8 @@ class CostCenterProcess:
         await asyncio.to_thread(migrations.require_current, url)
         async with reads.connection() as connection:
             await self._ensure_tokens(connection)
-        engine = Engine(reads, terms=settings.terms(), limits=settings.engine_limits())
+        watchdog = Watchdog(settings.watchdog_seconds)
+        engine = Engine(reads, terms=settings.terms(), limits=settings.engine_limits(), watchdog=watchdog)
         await engine.start()
         stack.push_async_callback(engine.stop)
         queries = Queries(reads, terms=settings.terms(), clock_offset_seconds=settings.clock_offset_seconds)
@@ -96,7 +98,7 @@ class CostCenterProcess:
             register=register,
         )
         http = HttpServer(
-            Starlette(routes=observability_routes("Cost centre", {"database": reads.reachable})),
+            Starlette(routes=observability_routes("Cost centre", {"database": reads.reachable}, watchdog)),
             settings.costcenter_http_address,
             requests_max=HTTP_REQUESTS_MAX,
             drain_seconds=settings.drain_seconds,

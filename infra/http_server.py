@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import structlog
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
@@ -15,7 +16,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from infra.errors import StartError
+from infra.heartbeat import Watchdog
 from infra.telemetry import REGISTRY
+
+log = structlog.get_logger(__name__)
 
 Check = Callable[[], Awaitable[bool]]
 
@@ -26,8 +30,12 @@ _PAGE = """<!doctype html>
 """
 
 
-def observability_routes(title: str, checks: Mapping[str, Check]) -> list[Route]:
-    """`/`, `/healthz` (the process is alive), `/readyz` (each check by name; 503 when one fails) and `/metrics`."""
+def observability_routes(title: str, checks: Mapping[str, Check], watchdog: Watchdog) -> list[Route]:
+    """`/`, `/healthz` (the process is alive), `/readyz` and `/metrics`.
+
+    `/readyz` tells each check by name, and as `loops` whether all of the watchdog's go on; 503 when one does not. Then
+    `stalled` names the loops with the seconds of their silence.
+    """
 
     async def page(_request: Request) -> Response:
         return HTMLResponse(_PAGE.format(title=title))
@@ -37,7 +45,12 @@ def observability_routes(title: str, checks: Mapping[str, Check]) -> list[Route]
 
     async def ready(_request: Request) -> Response:
         results = await asyncio.gather(*(check() for check in checks.values()))
-        return JSONResponse(dict(zip(checks, results, strict=True)), status_code=200 if all(results) else 503)
+        stalled = watchdog.stalled()
+        told: dict[str, object] = {**dict(zip(checks, results, strict=True)), "loops": not stalled}
+        if stalled:
+            told["stalled"] = {name: round(seconds, 1) for name, seconds in stalled.items()}
+            log.error("loops stalled", loops=told["stalled"])
+        return JSONResponse(told, status_code=200 if all(results) and not stalled else 503)
 
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -48,6 +48,13 @@ class BaseSettings(pydantic_settings.BaseSettings):
     drain_seconds: float = Field(
         20, gt=0, le=300, description="How long a stopping process may take to finish what it has in hand"
     )
+    watchdog_seconds: float = Field(
+        60,
+        gt=0,
+        le=3_600,
+        description="A loop or thread that has not turned for so long, beyond its own interval, makes its process not "
+        "ready; longer than any call and transaction takes",
+    )
     grpc_tls_certificate: Path | None = Field(
         None, description="PEM certificate chain of the gRPC ports; with a key: TLS"
     )

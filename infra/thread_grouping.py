@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from infra.errors import overloaded, unavailable
+from infra.heartbeat import Heartbeat
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +23,8 @@ class ThreadGrouper(Generic[T, R]):
 
     Parameters: `run` works on a group and returns a result per item, in their order; what it raises goes to every item
     of the group. `group_max` weight of a group at most; `queue_max` weight that waits at most; `weigh` tells an item's
-    weight (an item over `group_max` goes alone, one over `queue_max` waits alone); `name` for texts.
+    weight (an item over `group_max` goes alone, one over `queue_max` waits alone); `heartbeat` is touched at the start
+    of each group and rests while nothing waits; `name` for texts.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class ThreadGrouper(Generic[T, R]):
         group_max: int,
         queue_max: int,
         weigh: Callable[[T], int],
+        heartbeat: Heartbeat,
         name: str,
     ) -> None:
         assert group_max > 0
@@ -40,6 +43,7 @@ class ThreadGrouper(Generic[T, R]):
         self._group_max = group_max
         self._queue_max = queue_max
         self._weigh = weigh
+        self._heartbeat = heartbeat
         self._name = name
         self._waiting: queue.SimpleQueue[tuple[T, asyncio.Future[R]] | None] = queue.SimpleQueue()
         # Each is written by one side alone: the loop counts what comes in, the thread what it has taken.
@@ -86,7 +90,10 @@ class ThreadGrouper(Generic[T, R]):
     def _work(self) -> None:
         following: tuple[T, asyncio.Future[R]] | None = None
         while True:
+            if following is None:
+                self._heartbeat.rest()
             entry = following or self._waiting.get()
+            self._heartbeat.touch()
             following = None
             if entry is None:
                 break
@@ -118,6 +125,7 @@ class ThreadGrouper(Generic[T, R]):
                 self._loop.call_soon_threadsafe(_resolve, group, results)
             if last:
                 break
+        self._heartbeat.rest()
         self._loop.call_soon_threadsafe(self._ended.set)
 
 

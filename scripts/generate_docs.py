@@ -135,6 +135,7 @@ CHAPTERS = (
 )
 
 METRIC_CHAPTERS = (
+    ("infra.heartbeat", "Every process: its loops"),
     ("infra.grpc_server", "Cost centre and gateway: gRPC"),
     ("costcenter.metrics", "Cost centre: the ledger"),
     ("smsgateway.metrics", "Gateway (and workers, as far as they do the same)"),

@@ -263,10 +263,14 @@ class Examination:
         log = Path(stack.log_folder) / f"{name}.log"
         try:
             async with session.get(url) as answer:
-                checks: dict[str, bool] = await answer.json()
+                checks: dict[str, Any] = await answer.json()
+                stalled: dict[str, float] = checks.pop("stalled", {})
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Finding(f"{name} ready", PROBLEM, f"{url}: {str(error) or type(error).__name__}", f"see {log}")
         failing = [check for check, passed in checks.items() if not passed]
+        if stalled:
+            silent = ", ".join(f"{loop} for {seconds:.0f} s" for loop, seconds in stalled.items())
+            return Finding(f"{name} ready", PROBLEM, f"stalled: {silent}", f"see {log}; restart it")
         if failing:
             return Finding(f"{name} ready", PROBLEM, f"does not reach: {', '.join(failing)}", f"see {log}")
         return Finding(f"{name} ready", GOOD, f"reaches {', '.join(checks)}")

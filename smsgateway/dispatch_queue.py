@@ -9,6 +9,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from infra.database import TRANSIENT, Database
+from infra.heartbeat import Heartbeat
 from smsgateway.metrics import QUEUE_FAILURES
 from smsgateway.queues import QueueItem, Queues, ReceiptItem
 from smsgateway.settings import Settings
@@ -23,13 +24,14 @@ class DispatchQueue:
     """Pushes dispatches and receipts to their queues, and notes with a delay where the dispatches are queued.
 
     The note spares the sweeper a second queueing. Most dispatches are sent and gone before it is written, and then
-    cost nothing.
+    cost nothing. The loop that writes them touches `heartbeat`.
     """
 
-    def __init__(self, database: Database, queues: Queues, settings: Settings) -> None:
+    def __init__(self, database: Database, queues: Queues, settings: Settings, heartbeat: Heartbeat) -> None:
         self._database = database
         self._queues = queues
         self._settings = settings
+        self._heartbeat = heartbeat
         self._entries: list[tuple[int, str, str]] = []
         self._noting: asyncio.Task[None] | None = None
 
@@ -75,8 +77,10 @@ class DispatchQueue:
 
     async def _note_later(self) -> None:
         while self._entries:
+            self._heartbeat.touch()
             await asyncio.sleep(self._settings.stream_entry_seconds)
             await self._note()
+        self._heartbeat.rest()
         self._noting = None
 
     async def _note(self) -> None:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.database import TRANSIENT
 from infra.errors import Refusal
+from infra.heartbeat import Watchdog
 from infra.http_server import Check, observability_routes
 from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic
 from smsgateway.carriers.chuanglan import RECEIPT_ACKNOWLEDGED, RECEIPT_AGAIN
@@ -30,10 +31,14 @@ _CHUANGLAN_METHODS = frozenset({"GET", "POST"})
 
 
 def gateway_app(
-    settings: Settings, parse_chuanglan: ReceiptParser | None, intake: ReceiptIntake, checks: Mapping[str, Check]
+    settings: Settings,
+    parse_chuanglan: ReceiptParser | None,
+    intake: ReceiptIntake,
+    checks: Mapping[str, Check],
+    watchdog: Watchdog,
 ) -> ASGIApp:
     """The gateway's HTTP app. Without a `parse_chuanglan` its callbacks are not found."""
-    rest = Starlette(routes=observability_routes("SMS gateway", checks))
+    rest = Starlette(routes=observability_routes("SMS gateway", checks, watchdog))
     if parse_chuanglan is None:
         return rest
     callback = ChuanglanCallback(settings, parse_chuanglan, intake)

@@ -12,6 +12,7 @@ from infra.authorization import Authenticator
 from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
+from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2_grpc
@@ -91,7 +92,13 @@ class GatewayProcess:
         ledger = LedgerClient(settings)
         stack.push_async_callback(ledger.close)
         identifiers = IdentifierSource()
-        queue = DispatchQueue(database, Queues(redis, receipt_streams=settings.receipt_streams), settings)
+        watchdog = Watchdog(settings.watchdog_seconds)
+        queue = DispatchQueue(
+            database,
+            Queues(redis, receipt_streams=settings.receipt_streams),
+            settings,
+            watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
+        )
         stack.push_async_callback(queue.close)
         singles = SingleAcceptor(database, MessageSettler(database, ledger, queue, identifiers), identifiers, settings)
         stack.push_async_callback(singles.close)
@@ -122,6 +129,7 @@ class GatewayProcess:
                 None if config is None else ChuanglanCarrier(config).parse_pushed_receipt,
                 intake,
                 {"database": database.reachable, "redis": redis_reachable, "costcenter": ledger.reachable},
+                watchdog,
             ),
             settings.http_address,
             requests_max=settings.http_requests_max,

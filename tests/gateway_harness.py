@@ -18,6 +18,7 @@ from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.errors import Refusal
 from infra.grpc_server import bearer
 from infra.grpc_status import from_error
+from infra.heartbeat import Heartbeat
 from infra.identifiers import IdentifierSource
 from infra.telemetry import REGISTRY
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
@@ -130,7 +131,7 @@ async def abandoned_calls(gateway: Gateway, **changes: Any) -> AsyncIterator[Aba
     await database.open()
     redis = open_redis(settings.redis_url, connections_max=4, timeout_seconds=5)
     ledger = LedgerClient(settings)
-    queue = DispatchQueue(database, Queues(redis), settings)
+    queue = DispatchQueue(database, Queues(redis), settings, Heartbeat(60))
     identifiers = IdentifierSource()
     settler = MessageSettler(database, ledger, queue, identifiers)
     try:

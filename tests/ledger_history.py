@@ -38,6 +38,7 @@ from costcenter.queries import Queries
 from infra.database import LOOKUP_OPTIONS, Database
 from infra.differences import Difference
 from infra.errors import Refusal
+from infra.heartbeat import Watchdog
 
 TICK = timedelta(microseconds=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -60,7 +61,7 @@ class Clock:
 async def ledger(database_url: str, clock: Clock, **limits: Any) -> AsyncIterator[tuple[Engine, Queries]]:
     """An engine under a clock, and queries under the database's own, which is later."""
     async with _database(database_url, 4, LOOKUP_OPTIONS) as writes, _database(database_url, 2, "") as reads:
-        engine = Engine(writes, terms=Terms(), limits=EngineLimits(**limits), clock=clock)
+        engine = Engine(writes, terms=Terms(), limits=EngineLimits(**limits), watchdog=Watchdog(60), clock=clock)
         await engine.start()
         try:
             yield engine, Queries(reads, terms=Terms(), clock_offset_seconds=0)

@@ -7,7 +7,6 @@ logged and done again after a growing wait.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 
 from infra.database import TRANSIENT
 from infra.errors import Refusal
+from infra.heartbeat import Heartbeat, Watchdog
 from workers.backoff import delay_seconds
 from workers.metrics import LOOP_FAILURES
 
@@ -30,46 +30,36 @@ Step = Callable[[], Awaitable[bool | None]]
 
 @dataclass(slots=True)
 class Loop:
-    """One loop. `wake` ends its wait; `turned_at` is the monotonic time of its last turn."""
+    """One loop. `wake` ends its wait; each turn that did not fail touches `heartbeat`."""
 
     name: str
     step: Step
     interval_seconds: float
+    heartbeat: Heartbeat
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    turned_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
 
 
 class Loops:
-    """Starts, watches and stops loops.
+    """Starts and stops loops, and has them watched: one that hangs, is dead or fails again and again is stalled.
 
-    Parameters: `retry_seconds_max` longest wait after failures; `watchdog_seconds` a loop that has not turned for so
-    long (beyond its interval) is late.
+    Parameters: `retry_seconds_max` longest wait after failures; `watchdog` gives each loop its heartbeat.
     """
 
-    def __init__(self, *, retry_seconds_max: float, watchdog_seconds: float) -> None:
+    def __init__(self, *, retry_seconds_max: float, watchdog: Watchdog) -> None:
         self._retry_seconds_max = retry_seconds_max
-        self._watchdog_seconds = watchdog_seconds
+        self._watchdog = watchdog
         self._loops: list[Loop] = []
         self._stopping = asyncio.Event()
 
     def add(self, name: str, step: Step, *, interval_seconds: float, wake: asyncio.Event | None = None) -> Loop:
         """Start a loop; `wake` is an event of the caller's that ends the wait between two turns."""
-        loop = Loop(name, step, interval_seconds, wake or asyncio.Event())
+        heartbeat = self._watchdog.heartbeat(name, interval_seconds=interval_seconds)
+        heartbeat.touch()
+        loop = Loop(name, step, interval_seconds, heartbeat, wake or asyncio.Event())
         self._loops.append(loop)
         loop.task = asyncio.create_task(self._run(loop), name=name)
         return loop
-
-    def late(self) -> list[str]:
-        """The loops that have not turned in time: they hang, or fail again and again."""
-        now = time.monotonic()
-        return [
-            loop.name
-            for loop in self._loops
-            if loop.task is None
-            or loop.task.done()
-            or now - loop.turned_at > self._watchdog_seconds + loop.interval_seconds
-        ]
 
     async def stop(self, seconds: float) -> None:
         """Let every loop finish its turn, at most so long; then cancel what is left."""
@@ -85,6 +75,8 @@ class Loops:
         for task in pending:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for loop in self._loops:
+            loop.heartbeat.rest()
 
     async def _run(self, loop: Loop) -> None:
         failures = 0
@@ -109,7 +101,7 @@ class Loops:
                 await self._pause(self._stopping, wait)
                 continue
             failures = 0
-            loop.turned_at = time.monotonic()
+            loop.heartbeat.touch()
             if again:
                 # Others get their turn all the same.
                 await asyncio.sleep(0)

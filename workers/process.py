@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from infra.database import FRESH_PLAN_OPTIONS, Database
 from infra.errors import StartError
+from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
 from smsgateway import migrations
@@ -64,9 +65,8 @@ class WorkerProcess:
         self._stack = AsyncExitStack()
         self._stop = StopSignal()
         self._lanes: dict[tuple[int, int], Lane] = {}
-        self._loops = Loops(
-            retry_seconds_max=settings.loop_retry_seconds_max, watchdog_seconds=settings.watchdog_seconds
-        )
+        self._watchdog = Watchdog(settings.watchdog_seconds)
+        self._loops = Loops(retry_seconds_max=settings.loop_retry_seconds_max, watchdog=self._watchdog)
         # No colon: it stands before one in a lease. Random, because a restarted worker is another one.
         self.worker_id = f"w{os.getpid()}-{secrets.token_hex(6)}"
         self._relay: OutboxRelay | None = None
@@ -143,8 +143,8 @@ class WorkerProcess:
                         "database": database.reachable,
                         "redis": lambda: _is_reachable(redis),
                         "costcenter": ledger.reachable,
-                        "loops": self._loops_turn,
                     },
+                    self._watchdog,
                 )
             ),
             settings.worker_http_address,
@@ -181,7 +181,12 @@ class WorkerProcess:
         for number in range(settings.receipt_streams):
             self._loops.add(f"receipts-{number}", partial(receipts.step, number), interval_seconds=0.1)
         self._add_jobs(ledger)
-        dispatch_queue = DispatchQueue(database, queues, settings)
+        dispatch_queue = DispatchQueue(
+            database,
+            queues,
+            settings,
+            self._watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
+        )
         self._stack.push_async_callback(dispatch_queue.close)
         self._add_sweepers(
             Sweepers(
@@ -286,12 +291,6 @@ class WorkerProcess:
 
     async def _renew(self) -> None:
         await asyncio.gather(*(lane.renew() for lane in self._lanes.values()))
-
-    async def _loops_turn(self) -> bool:
-        late = self._loops.late()
-        if late:
-            log.error("loops have not turned", loops=late)
-        return not late
 
     def _open_redis(self, timeout_seconds: float) -> Redis:
         redis = open_redis(

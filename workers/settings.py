@@ -169,9 +169,6 @@ class Settings(gateway_settings.Settings):
     loop_retry_seconds_max: float = Field(
         10, gt=0, le=600, description="Longest wait of a loop that fails before it is tried again"
     )
-    watchdog_seconds: float = Field(
-        60, gt=0, le=3_600, description="A loop that has not turned for so long makes the worker not ready"
-    )
 
     def slots(self, sms_type: int) -> int:
         """Carrier calls in flight for a type, per mode."""

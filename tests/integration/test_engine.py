@@ -32,6 +32,7 @@ from costcenter.lane import Lane
 from costcenter.operations import BookDue, DueReply, FreezeSegments, Grant, Operation, Pay, PutBrand
 from infra.database import TRANSIENT, Database, Session
 from infra.errors import Refusal
+from infra.heartbeat import Watchdog
 from infra.telemetry import REGISTRY
 from protos.costcenter.v1 import cost_center_pb2 as pb
 
@@ -57,7 +58,7 @@ async def running_engine(
     """An engine on connections of its own."""
     database = Database(database_url, size=1, wait_seconds=2)
     await database.open()
-    engine = Engine(database, terms=Terms(), limits=EngineLimits(**limits), clock=clock)
+    engine = Engine(database, terms=Terms(), limits=EngineLimits(**limits), watchdog=Watchdog(60), clock=clock)
     await engine.start()
     try:
         yield engine

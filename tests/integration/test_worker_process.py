@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import psycopg
 import pytest
 from gateway_harness import eventually
-from worker_harness import ScriptedCarrier, Stack, running_stack
+from worker_harness import BRAND, ScriptedCarrier, Stack, running_stack
 
+from costcenter.process import CostCenterProcess
 from infra.errors import StartError
 from workers.process import WorkerProcess
 
@@ -21,9 +23,9 @@ async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
         yield running
 
 
-async def get(worker: WorkerProcess, path: str) -> tuple[int, Any]:
-    """What the worker's HTTP port answers."""
-    url = f"http://127.0.0.1:{worker.http_port}{path}"
+async def get(process: WorkerProcess | CostCenterProcess, path: str) -> tuple[int, Any]:
+    """What the process' HTTP port answers."""
+    url = f"http://127.0.0.1:{process.http_port}{path}"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         is_json = response.content_type == "application/json"
         return response.status, await response.json() if is_json else await response.text()
@@ -50,7 +52,7 @@ async def test_a_worker_tells_what_it_reaches(stack: Stack) -> None:
 
 
 async def test_a_loop_that_hangs_makes_a_worker_not_ready(stack: Stack) -> None:
-    """The watchdog sees a loop that has not turned in time."""
+    """The watchdog sees a loop that has not turned in time: readiness and the metric name it and say for how long."""
     worker = await stack.worker(carrier=ScriptedCarrier(), watchdog_seconds=1)
     worker.loops.add("hanging", _hang, interval_seconds=0.1)
 
@@ -59,6 +61,33 @@ async def test_a_loop_that_hangs_makes_a_worker_not_ready(stack: Stack) -> None:
         return status == 503 and checks["loops"] is False and checks["database"] is True
 
     await eventually(not_ready)
+    _, checks = await get(worker, "/readyz")
+    assert checks["stalled"]["hanging"] > 1
+    _, text = await get(worker, "/metrics")
+    (line,) = [line for line in text.splitlines() if line.startswith('smsbill_loop_stalled_seconds{loop="hanging"}')]
+    assert float(line.split()[-1]) > 1
+
+
+async def test_a_lane_that_hangs_makes_a_cost_centre_not_ready(database_url: str, redis_url: str) -> None:
+    """A lane's thread whose transaction waits for a lock is named while it waits; afterwards all is well again."""
+    async with running_stack(database_url, redis_url, costcenter={"watchdog_seconds": 0.3}) as stack:
+        lane = f"ledger-lane-{BRAND % 2}"
+        async with await psycopg.AsyncConnection.connect(database_url) as holder:
+            await holder.execute("select from costcenter.lane for update")
+            asking = asyncio.create_task(stack.send())
+
+            async def named() -> bool:
+                status, checks = await get(stack.costcenter, "/readyz")
+                return status == 503 and list(checks["stalled"]) == [lane] and checks["database"] is True
+
+            await eventually(named)
+            await holder.rollback()
+        await asyncio.wait_for(asking, 10)
+
+        async def ready() -> bool:
+            return await get(stack.costcenter, "/readyz") == (200, {"database": True, "loops": True})
+
+        await eventually(ready)
 
 
 @pytest.mark.parametrize(

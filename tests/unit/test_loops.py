@@ -8,12 +8,18 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from infra.heartbeat import Watchdog
 from workers.loops import Loops
 
 
 @pytest.fixture
-async def loops() -> AsyncIterator[Loops]:
-    running = Loops(retry_seconds_max=0.05, watchdog_seconds=0.2)
+def watchdog() -> Watchdog:
+    return Watchdog(0.2)
+
+
+@pytest.fixture
+async def loops(watchdog: Watchdog) -> AsyncIterator[Loops]:
+    running = Loops(retry_seconds_max=0.05, watchdog=watchdog)
     yield running
     await running.stop(1)
 
@@ -53,8 +59,8 @@ async def test_a_loop_turns_when_woken_and_at_once_when_it_says_so(loops: Loops)
     await asyncio.wait_for(turned.acquire(), 5)
 
 
-async def test_loops_that_hang_or_only_fail_are_late(loops: Loops) -> None:
-    """The watchdog names those without a finished turn for too long, and only those."""
+async def test_loops_that_hang_die_or_only_fail_are_stalled(loops: Loops, watchdog: Watchdog) -> None:
+    """The watchdog names those without a finished turn for too long, and for how long; only those, and none stopped."""
 
     async def good() -> None:
         pass
@@ -68,16 +74,23 @@ async def test_loops_that_hang_or_only_fail_are_late(loops: Loops) -> None:
     loops.add("good", good, interval_seconds=0.01)
     loops.add("hanging", hanging, interval_seconds=0.01)
     loops.add("failing", failing, interval_seconds=0.01)
-    assert loops.late() == []
+    dead = loops.add("dead", good, interval_seconds=0.01)
+    assert watchdog.stalled() == {}
+    assert dead.task is not None
+    dead.task.cancel()
     async with asyncio.timeout(5):
-        while len(loops.late()) < 2:  # noqa: ASYNC110 - time is what is awaited
+        while len(watchdog.stalled()) < 3:  # noqa: ASYNC110 - time is what is awaited
             await asyncio.sleep(0.02)
-    assert sorted(loops.late()) == ["failing", "hanging"]
+    stalled = watchdog.stalled()
+    assert sorted(stalled) == ["dead", "failing", "hanging"]
+    assert min(stalled.values()) > 0.2
+    await loops.stop(0)
+    assert watchdog.stalled() == {}
 
 
 async def test_a_stop_lets_a_turn_finish_and_cancels_one_that_hangs() -> None:
     """Within its time a turn ends by itself; afterwards it is cancelled."""
-    loops = Loops(retry_seconds_max=1, watchdog_seconds=1)
+    loops = Loops(retry_seconds_max=1, watchdog=Watchdog(1))
     started, finished = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from infra.errors import Refusal
+from infra.heartbeat import Heartbeat
 from infra.thread_grouping import ThreadGrouper
 
 SECONDS = 5
@@ -52,7 +53,8 @@ async def make(gate: Gate) -> AsyncIterator[Callable[..., ThreadGrouper[int, int
     made: list[ThreadGrouper[int, int]] = []
 
     def new(**bounds: Any) -> ThreadGrouper[int, int]:
-        bounds = {"group_max": 100, "queue_max": 100, "weigh": lambda _: 1, "name": "queue", **bounds}
+        usual = {"group_max": 100, "queue_max": 100, "weigh": lambda _: 1, "heartbeat": Heartbeat(60), "name": "queue"}
+        bounds = {**usual, **bounds}
         made.append(ThreadGrouper(gate.run, **bounds))
         return made[-1]
 
@@ -151,3 +153,24 @@ async def test_an_error_goes_to_its_group_and_the_thread_goes_on(gate: Gate, mak
             await asyncio.wait_for(future, SECONDS)
     gate.allow(1)
     assert await results_of(grouper.submit(3)) == [30]
+
+
+async def test_a_group_that_hangs_is_a_stalled_thread_and_an_idle_thread_is_none(
+    gate: Gate, make: Callable[..., Any]
+) -> None:
+    """The heartbeat tells the seconds of a group under way that are too many; nothing is due while nothing waits."""
+    heartbeat = Heartbeat(0.05)
+    grouper = make(heartbeat=heartbeat)
+    future = grouper.submit(1)
+    await gate.has_started()
+    async with asyncio.timeout(SECONDS):
+        while not heartbeat.stalled_seconds:  # noqa: ASYNC110 - time is what is awaited
+            await asyncio.sleep(0.01)
+    gate.allow(1)
+    assert await results_of(future) == [10]
+    async with asyncio.timeout(SECONDS):
+        while heartbeat.stalled_seconds:  # noqa: ASYNC110 - the thread rests after its answer
+            await asyncio.sleep(0.01)
+    # Longer than a sign of life may take: an idle thread owes none.
+    await asyncio.sleep(0.1)
+    assert heartbeat.stalled_seconds == 0
