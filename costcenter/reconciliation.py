@@ -198,7 +198,7 @@ async def check(connection: Connection, first: int, last: int) -> AsyncIterator[
 async def buckets(connection: Connection, page_size: int) -> AsyncIterator[list[tuple[Bucket, tuple[str, ...]]]]:
     """The sums of every bucket that has payments of messages, in order, a page at a time."""
     # There are few buckets for so many payments, which PostgreSQL cannot know: sorting all payments would take longest.
-    async with scanning(connection, enable_sort="off", enable_incremental_sort="off"):
+    async with scanning(connection, work_mem="'48MB'", enable_sort="off", enable_incremental_sort="off"):
         async for rows in pages(connection, BUCKETS, (), page_size):
             yield [((row[0], row[1]), tuple(row[2:])) for row in rows]
 

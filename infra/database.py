@@ -225,7 +225,7 @@ class Session:
 # nested loop over what has no index would be the end, whatever is estimated.
 _SCANNING = {
     # Of each sort and each hash table, of which a statement over all records has a few dozen.
-    "work_mem": "'10MB'",
+    "work_mem": "'12MB'",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
     "enable_nestloop": "off",

@@ -122,7 +122,7 @@ async def buckets(
     Parameters: `length` of a bucket's name. What has no payment is a bucket None.
     """
     # There are few buckets for so many messages, which PostgreSQL cannot know: sorting all messages would take longest.
-    async with scanning(connection, enable_sort="off", enable_incremental_sort="off"):
+    async with scanning(connection, work_mem="'48MB'", enable_sort="off", enable_incremental_sort="off"):
         async for rows in pages(connection, BUCKETS, {"length": length}, page_size):
             yield [(row[0], row[1], tuple(row[2:6]), row[6]) for row in rows]
 
