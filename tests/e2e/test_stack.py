@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from stack_harness import STOP_SECONDS, Stack, command, eventually
+from stack_harness import STOP_SECONDS, Answer, Stack, command, eventually
 
 TEXT = "【测试】您的验证码是123456"
 
@@ -191,6 +191,33 @@ def test_a_process_that_dies_is_started_again(stack: Stack) -> None:
     assert sent.json["state"] == "delivered"
     said = (stack.data_dir.parent / "up.err").read_text()
     assert "worker-1: killed by SIGKILL" in said
+
+
+def test_of_two_that_serve_one_may_be_gone(folder: Path) -> None:
+    """Aim: with two cost centres and two gateways everything goes on at once, and stays gone what was killed."""
+    pair = {"SMSBILL_COSTCENTERS": "2", "SMSBILL_GATEWAYS": "2", "SMSBILL_RESTART_SECONDS": "60"}
+    stack = Stack(folder / "data", SMSBILL_WORKERS="1", **pair)
+    try:
+        stack.start()
+        children = stack.children()
+        assert {"costcenter", "costcenter-2", "gateway", "gateway-2"} <= children.keys()
+        stack.ok("brand", "put", "--brand", "1", "--name", "First")
+        stack.ok("buy", "--brand", "1", "--segments", "100")
+        for name in ("costcenter", "gateway-2"):
+            children[name].kill()
+        for number in range(4):
+            sent = eventually(partial(_sent, stack, f"1990009006{number}"))
+            assert sent.json["state"] == "delivered"
+        assert available(stack) == 96
+        assert not {"costcenter", "gateway-2"} & stack.children().keys()
+    finally:
+        stack.end()
+
+
+def _sent(stack: Stack, to: str) -> Answer | None:
+    """A command's call that was under way when its service died ends with an error that says to call again."""
+    arguments = ("--brand", "1", "--type", "verification", "--text", TEXT, "--to", to, "--request-id", to)
+    return stack.run("send", *arguments, "--wait", "30", "--json").succeeded
 
 
 def _successor(stack: Stack, name: str, before: psutil.Process) -> psutil.Process | None:
