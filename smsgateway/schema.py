@@ -185,11 +185,14 @@ dispatch = Table(
     Column("carrier_message_id", Text, nullable=True),
     Column("failed_count", Integer, nullable=False, server_default="0"),  # of a partial outcome
     Column("attempts", SmallInteger, nullable=False, server_default="0"),
-    _moment("not_before", nullable=True),
+    _moment("not_before", nullable=True),  # infinity: parked
     _moment("retry_since", nullable=True),  # first time that the carrier surely did not accept it
     _moment("created_at"),
     _moment("submitting_at", nullable=True),
     _moment("changed_at"),
+    # Tries that met an error of ours. Attempts count marks as well and never go back: they name the calls.
+    Column("failures", SmallInteger, nullable=False, server_default="0"),
+    Column("last_error", Text, nullable=True),
     PrimaryKeyConstraint("brand_id", "dispatch_id"),
     CheckConstraint("messages > 0 and segments > 0", name="dispatch_not_empty"),
     CheckConstraint("state < 2 or order_no is not null", name="dispatch_frozen_before_queued"),
@@ -199,6 +202,11 @@ dispatch = Table(
     ),
     Index("dispatch_progress", "state", "changed_at"),
     Index("dispatch_not_before", "not_before", postgresql_where=text("not_before is not null")),
+    Index(
+        "dispatch_parked",
+        "created_at",
+        postgresql_where=text("not_before = 'infinity'::timestamp with time zone"),
+    ),
     Index("dispatch_batch", "brand_id", "batch_id", postgresql_where=text("batch_id is not null")),
     postgresql_with={"fillfactor": "70"},
 )
@@ -235,6 +243,7 @@ receipt_inbox = Table(
     PrimaryKeyConstraint("account", "reference", "inbox_id"),
     Index("receipt_inbox_next_at", "next_at", postgresql_where=text("next_at is not null")),
     Index("receipt_inbox_parked", "received_at", postgresql_where=text("next_at is null")),
+    Index("receipt_inbox_parked_id", "inbox_id", postgresql_where=text("next_at is null")),
 )
 
 outbox = Table(

@@ -79,7 +79,10 @@ REFUNDED = Counter(
     "smsbill_refunded_segments", "Segments that calls of this worker gave back, by kind", ["kind"], registry=REGISTRY
 )
 PARKED = Gauge(
-    "smsbill_parked", "What waits for an operator: outbox, receipts (counted up to 10,000)", ["what"], registry=REGISTRY
+    "smsbill_parked",
+    "What waits for an operator: dispatches, outbox, receipts (counted up to 10,000)",
+    ["what"],
+    registry=REGISTRY,
 )
 SWEEPS = Counter("smsbill_sweeps", "Passes of a sweeper", ["sweeper", "result"], registry=REGISTRY)
 SWEPT = Counter("smsbill_swept", "Rows that a sweeper changed", ["sweeper"], registry=REGISTRY)

@@ -228,8 +228,8 @@ class Sender:
             return False
         except _Later as later:
             return await self._give_back(progress, later.seconds)
-        except Exception:
-            return await self._rest(progress)
+        except Exception as error:
+            return await self._put_off(progress, error)
         return True
 
     async def _carry(self, queue: Queue, progress: _Progress) -> None:
@@ -552,8 +552,10 @@ class Sender:
 
     # Giving back.
 
-    async def _give_back(self, progress: _Progress, seconds: float, failures: int = 0) -> bool:
-        """Put a claimed dispatch back to its queue; whether its entry is done with, because a sweeper will make one."""
+    async def _give_back(self, progress: _Progress, seconds: float | None, error: Exception | None = None) -> bool:
+        """Put a claimed dispatch back to its queue, without `seconds` parked; whether its entry is done with, because
+        a sweeper or an operator will make one. `error` of ours counts as a failure.
+        """
         claimed = progress.claimed
         item = PutBack(
             claimed.brand_id,
@@ -562,24 +564,25 @@ class Sender:
             progress.tried,
             progress.payment_no,
             seconds,
-            failures,
+            0 if error is None else 1,
+            None if error is None else _described(error),
         )
         try:
             await self._insist("put back", lambda _: self._put_backs.submit(item), patient=True)
         except Exception:
             log.exception("dispatch not given back")
             return False
-        return seconds > 0
+        return seconds is None or seconds > 0
 
-    async def _rest(self, progress: _Progress) -> bool:
-        """Put off a dispatch that met an error of ours; after some tries for long."""
+    async def _put_off(self, progress: _Progress, error: Exception) -> bool:
+        """Put off a dispatch that met an error of ours; after some tries park it."""
         settings = self._settings
-        failures = progress.attempts + 1
-        rests = failures >= settings.dispatch_tries_max
+        failures = progress.claimed.failures + 1
+        parked = failures >= settings.dispatch_tries_max
         RETRIES.labels("error").inc()
-        log.exception("dispatch failed, it rests" if rests else "dispatch failed, tried again later", tries=failures)
-        seconds = delay_seconds(failures, base=settings.retry_base_seconds, longest=settings.retry_max_seconds)
-        return await self._give_back(progress, settings.dispatch_rest_seconds if rests else seconds, failures=1)
+        log.exception("dispatch failed, parked" if parked else "dispatch failed, tried again later", tries=failures)
+        seconds = delay_seconds(failures, base=settings.retry_base_seconds, longest=settings.dispatch_rest_seconds)
+        return await self._give_back(progress, None if parked else seconds, error)
 
     async def _put_back_all(self, items: list[PutBack]) -> list[bool]:
         async with self._database.connection() as connection:
@@ -639,6 +642,11 @@ def _first_only(found: set[tuple[int, str]], asked: Sequence[tuple[int, str]]) -
         results.append(key in found)
         found.discard(key)
     return results
+
+
+def _described(error: Exception) -> str:
+    """What an operator is told. Other texts than ours may hold a number or a text of a customer; the log has them."""
+    return f"{error.reason}: {error.message}"[:500] if isinstance(error, Refusal) else type(error).__name__
 
 
 def _failure(claimed: Claimed, call_id: str, outcome: CallOutcome) -> Failure:

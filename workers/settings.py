@@ -107,10 +107,13 @@ class Settings(gateway_settings.Settings):
         description="After this an unknown outcome counts as failed, a missing receipt as expired",
     )
     dispatch_tries_max: int = Field(
-        5, ge=1, le=1_000, description="Tries of a message or chunk that meets an error of ours before it rests"
+        20,
+        ge=1,
+        le=1_000,
+        description="Tries of a message or chunk that meets an error of ours before it is parked for an operator",
     )
     dispatch_rest_seconds: float = Field(
-        3_600, gt=0, le=604_800, description="How long such a one rests before it is tried again"
+        3_600, gt=0, le=604_800, description="Longest wait between two such tries; 20 tries take about 5 hours"
     )
 
     # The outbox.

@@ -14,7 +14,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.abandoned import AbandonedCalls
 from smsgateway.queues import Queue, QueueItem, Queues
 from smsgateway.schema import DispatchState, Mode, OutboxKind
-from smsgateway.store import outbox
+from smsgateway.store import outbox, parked
 from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
@@ -276,9 +276,11 @@ class Sweepers:
         if on_duty:
             await self._relay.count_parked()
             await self._receipts.count_parked()
+            async with self._database.connection() as connection:
+                PARKED.labels("dispatches").set(await parked.count_dispatches(connection))
         else:
             # Who was on duty before must not go on to tell what it saw then.
-            for what in ("outbox", "receipts"):
+            for what in ("dispatches", "outbox", "receipts"):
                 PARKED.labels(what).set(0)
 
     async def _swept(self, sweeper: str, sweep: Callable[[], Awaitable[int]], seconds: float | None = None) -> bool:

@@ -37,7 +37,7 @@ with claimed as (
           and (d.epoch < asked.epoch or (asked.again and d.epoch = asked.epoch)))
     )
   returning d.brand_id, d.dispatch_id, d.batch_id, d.messages, d.segments, d.request_id, d.sms_type, d.order_no,
-            d.payment_no, d.attempts, d.created_at
+            d.payment_no, d.attempts, d.failures, d.created_at
 )
 """
 
@@ -104,10 +104,12 @@ _PUT_BACK = f"""
 update smsgateway.dispatch as d
 set state = {DispatchState.QUEUED:d}, epoch = case when asked.tried then d.epoch else 0 end,
     payment_no = coalesce(asked.payment_no, d.payment_no), changed_at = now(),
-    not_before = case when asked.delay_ms > 0 then now() + asked.delay_ms * interval '1 ms' end,
-    attempts = least(d.attempts + asked.failures, 32000)
-from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::bigint[], %s::int[])
-     as asked (brand_id, dispatch_id, epoch, tried, payment_no, delay_ms, failures)
+    not_before = case when asked.delay_ms is null then 'infinity'
+                      when asked.delay_ms > 0 then now() + asked.delay_ms * interval '1 ms' end,
+    attempts = least(d.attempts + asked.failures, 32000), failures = least(d.failures + asked.failures, 32000),
+    last_error = coalesce(asked.error, d.last_error)
+from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::bigint[], %s::int[], %s::text[])
+     as asked (brand_id, dispatch_id, epoch, tried, payment_no, delay_ms, failures, error)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
   and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
 returning d.brand_id, d.dispatch_id
@@ -271,6 +273,7 @@ class Claimed:
     order_no: str
     payment_no: str | None
     attempts: int
+    failures: int
     created_at: datetime
     text: str
     mobiles: tuple[str, ...]
@@ -312,7 +315,8 @@ class Unmarked:
 @dataclass(frozen=True, slots=True)
 class PutBack:
     """A claimed dispatch that is given back to its queue. `tried`: somebody may have paid for it; `payment_no` when
-    that is known; `delay_seconds` before it is queued again; `failures` to add to its attempts.
+    that is known; `delay_seconds` before it is queued again, None: parked until an operator looks at it; `failures` to
+    add to its attempts and failures, the last by `error`.
     """
 
     brand_id: int
@@ -320,8 +324,9 @@ class PutBack:
     epoch: int
     tried: bool
     payment_no: str | None
-    delay_seconds: float = 0
+    delay_seconds: float | None = 0
     failures: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +398,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
     claimed = {}
     for row in await cursor.fetchall():
         brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
-        created_at, text, mobiles = row[10:]
+        failures, created_at, text, mobiles = row[10:]
         claimed[brand_id, dispatch_id] = Claimed(
             brand_id=brand_id,
             dispatch_id=dispatch_id,
@@ -405,6 +410,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
             order_no=order,
             payment_no=payment,
             attempts=attempts,
+            failures=failures,
             created_at=created_at,
             text=text,
             mobiles=tuple(mobiles.split(",")) if mobiles else (),
@@ -487,8 +493,11 @@ async def put_back(connection: Connection, items: Sequence[PutBack]) -> set[Key]
             arrays.integers([item.epoch for item in items]),
             arrays.booleans([item.tried for item in items]),
             arrays.texts([item.payment_no for item in items]),
-            arrays.integers([round(item.delay_seconds * 1_000) for item in items]),
+            arrays.integers(
+                [None if item.delay_seconds is None else round(item.delay_seconds * 1_000) for item in items]
+            ),
             arrays.integers([item.failures for item in items]),
+            arrays.texts([item.error for item in items]),
         ),
     )
     return await _keys(cursor)
@@ -582,13 +591,14 @@ async def fail(connection: Connection, items: Sequence[Failure]) -> tuple[list[S
         rows = [row for row in settled if row.of_batch is of_batch]
         if rows:
             reasons = [by_key[row.brand_id, row.dispatch_id] for row in rows]
-            failed += await _set_failed(connection, rows, reasons, of_batch=of_batch)
+            failed += await set_failed(connection, rows, reasons, of_batch=of_batch)
     return settled, failed
 
 
-async def _set_failed(
+async def set_failed(
     connection: Connection, rows: Sequence[Settled], reasons: Sequence[Failure], *, of_batch: bool
 ) -> list[FailedMessage]:
+    """Record the messages of dispatches that are gone as failed, each for its own reason."""
     cursor = await connection.execute(
         f"{_SET_FAILED} {_OF_BATCH if of_batch else _OF_SINGLE} {_RETURNING_MESSAGES}",
         (

@@ -50,6 +50,8 @@ update smsgateway.dispatch as d
 set stream_entry = asked.entry, changed_at = now(), not_before = null
 from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, entry)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id and d.state = {DispatchState.QUEUED:d}
+  -- Not what a worker has put off or parked since it was pushed.
+  and (d.not_before is null or d.not_before <= now())
 """
 
 # Whoever changes the moment queues the dispatch; another sweeper that saw it at the same time finds another moment.

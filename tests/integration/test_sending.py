@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
-from gateway_harness import eventually
+from gateway_harness import eventually, metric
 from worker_harness import (
     BRAND,
     GRANTED,
@@ -349,19 +349,19 @@ async def test_a_lost_redis_loses_and_doubles_nothing(stack: Stack, redis_url: s
 
 
 async def test_an_error_of_ours_delays_a_message_and_harms_no_other(stack: Stack) -> None:
-    """A dispatch that breaks a rule of its own rests after some tries; others in its group are sent."""
+    """A dispatch that breaks a rule of its own is parked after some tries; others in its group are sent."""
     ids = [await stack.send(number) for number in numbers(3)]
     await stack.rows("update message set mobile = '' where message_id = %s", ids[1])
     carrier = ScriptedCarrier()
-    await stack.worker(carrier=carrier, dispatch_tries_max=2, hold_seconds=0)
+    await stack.worker(carrier=carrier, dispatch_tries_max=2, hold_seconds=0, depth_seconds=0.1)
     for message_id in (ids[0], ids[2]):
         await stack.wait_for_state(message_id, MessageState.SENT)
 
-    async def rests() -> bool:
-        rows = await stack.rows("select attempts, not_before > now() + interval '10 minutes' from dispatch")
-        return rows == [(2, True)]
+    async def parked() -> bool:
+        rows = await stack.rows("select failures, not_before = 'infinity', last_error from dispatch")
+        return rows == [(2, True, "AssertionError")] and metric("smsbill_parked", what="dispatches") == 1
 
-    await eventually(rests)
+    await eventually(parked)
     assert len(carrier.calls) == 2
 
 
