@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from smsbill.commands import account, admin, sending
+from smsbill.commands import account, admin, parked, sending
 from smsbill.commands.options import AsJson
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 account.register(app)
 admin.register(app)
 sending.register(app)
+parked.register(app)
 
 _STACK, _SERVICE, _CARE = "The whole stack", "Single processes", "Care"
 

@@ -12,27 +12,24 @@ import structlog
 from infra.database import Connection, Database
 from infra.errors import Refusal, idempotency_conflict, not_found, overloaded, unavailable
 from infra.identifiers import IdentifierSource
-from protos.costcenter.v1 import cost_center_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient, Unsettled
 from smsgateway.queues import QueueItem
-from smsgateway.schema import Mode, OutboxKind
+from smsgateway.schema import Mode
 from smsgateway.settings import Settings
-from smsgateway.settling import freeze_request, now_ms, release_owed
+from smsgateway.settling import freeze_request, now_ms, owed_back, release_owed
 from smsgateway.store import accepting as store
 from smsgateway.store import outbox
 from smsgateway.store.accepting import (
     Abandoned,
     Accepted,
     BatchRows,
-    CancelledDispatch,
     CancelledMessage,
     Key,
     NewBatch,
     NewChunk,
 )
-from smsgateway.store.outbox import OutboxRow
 
 log = structlog.get_logger(__name__)
 
@@ -269,35 +266,10 @@ class BatchCanceller:
             messages: list[CancelledMessage] = []
             if dispatches:
                 messages = await store.cancel_messages(connection, brand_id, dispatches)
-                await outbox.insert(connection, self._owed(brand_id, dispatches, messages), hold_seconds=0)
+                await outbox.insert(
+                    connection, owed_back(self._identifiers, brand_id, dispatches, messages), hold_seconds=0
+                )
             cancelled_in_all = await store.count_cancelled(connection, brand_id, batch_id)
         return sms_gateway_pb2.CancelBatchResponse(
             cancelled=len(messages), not_cancelled=messages_in_all - cancelled_in_all
         )
-
-    def _owed(
-        self, brand_id: int, dispatches: Sequence[CancelledDispatch], messages: Sequence[CancelledMessage]
-    ) -> list[OutboxRow]:
-        """A release per freeze for what is not paid, a refund per payment for what is."""
-        unpaid: dict[str, int] = {}
-        payments: dict[str, str] = {}
-        for dispatch in dispatches:
-            if dispatch.payment_no is None:
-                unpaid[dispatch.order_no] = unpaid.get(dispatch.order_no, 0) + dispatch.segments
-            else:
-                payments[dispatch.dispatch_id] = dispatch.payment_no
-        owed = [release_owed(self._identifiers, brand_id, order_no, segments) for order_no, segments in unpaid.items()]
-        failed: dict[str, list[cost_center_pb2.FailedMessage]] = {}
-        for message in messages:
-            payment_no = payments.get(message.dispatch_id)
-            if payment_no is not None:
-                failed.setdefault(payment_no, []).append(
-                    cost_center_pb2.FailedMessage(message_id=message.message_id, segments=message.segments)
-                )
-        for payment_no, failed_messages in failed.items():
-            outbox_id = self._identifiers.new(brand_id, now_ms())
-            request = cost_center_pb2.SmsSendStatusCallBackRequest(
-                brand_id=brand_id, request_id=outbox_id, payment_no=payment_no, failed=failed_messages
-            )
-            owed.append(OutboxRow(brand_id, outbox_id, OutboxKind.SEND_STATUS, request.SerializeToString()))
-        return owed

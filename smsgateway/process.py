@@ -23,6 +23,7 @@ from smsgateway.carriers.chuanglan import ChuanglanCarrier
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.http_app import gateway_app
 from smsgateway.ledger_client import LedgerClient
+from smsgateway.parked import ParkedWork
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.service import PERMISSIONS, SERVICE, SmsGatewayService
@@ -109,6 +110,7 @@ class GatewayProcess:
             singles,
             BatchAcceptor(database, ledger, queue, identifiers, settings),
             BatchCanceller(database, identifiers),
+            ParkedWork(database, ledger, identifiers),
             settings,
         )
         server = GrpcServer(

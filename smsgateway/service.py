@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,19 +18,21 @@ from infra.database import TRANSIENT, Connection, Database
 from infra.errors import Refusal, invalid_fields, not_found
 from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
-from smsgateway import asking
+from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
 from smsgateway.metrics import MESSAGES, MODE_NAMES, TYPE_NAMES
+from smsgateway.parked import ParkedKind, ParkedWork
 from smsgateway.schema import MessageState, Mode
 from smsgateway.settings import Settings
 from smsgateway.store import listing
+from smsgateway.store.parked import Key, ParkedRow
 
 log = structlog.get_logger(__name__)
 
 SERVICE = sms_gateway_pb2.DESCRIPTOR.services_by_name["SmsGateway"].full_name
 
-_VIEWER, _SENDER = frozenset({Role.VIEWER}), frozenset({Role.SENDER})
+_VIEWER, _SENDER, _ADMIN = frozenset({Role.VIEWER}), frozenset({Role.SENDER}), frozenset({Role.ADMIN})
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/SendSms": _SENDER,
     f"/{SERVICE}/SendBatchSms": _SENDER,
@@ -39,6 +41,9 @@ PERMISSIONS: Permissions = {
     f"/{SERVICE}/GetBatch": _VIEWER,
     f"/{SERVICE}/CancelBatch": _SENDER,
     f"/{SERVICE}/CountSegments": ANY_TOKEN,
+    f"/{SERVICE}/ListParked": _ADMIN,
+    f"/{SERVICE}/RetryParked": _ADMIN,
+    f"/{SERVICE}/DropParked": _ADMIN,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -53,6 +58,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         singles: SingleAcceptor,
         batches: BatchAcceptor,
         canceller: BatchCanceller,
+        parked: ParkedWork,
         settings: Settings,
     ) -> None:
         self._database = database
@@ -60,6 +66,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self._batches = batches
         self._places = BatchPlaces(settings)
         self._canceller = canceller
+        self._parked = parked
         self._settings = settings
 
     async def SendSms(
@@ -206,6 +213,51 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
             segments=count.segments, encoding=count.encoding, units=count.units
         )
 
+    async def ListParked(
+        self, request: sms_gateway_pb2.ListParkedRequest, context: Context
+    ) -> sms_gateway_pb2.ListParkedResponse:
+        """A page of what is parked."""
+        kind, page = parking.page(request)
+        if page.brand_id:
+            current_principal().require_brand(page.brand_id)
+        else:
+            current_principal().require_all_brands()
+        rows = await self._parked.page(kind, page)
+        size = page.limit - 1
+        return sms_gateway_pb2.ListParkedResponse(
+            items=[_parked_item(kind, row) for row in rows[:size]],
+            next_page_token=parking.token_after(rows[size - 1]) if len(rows) > size else "",
+        )
+
+    async def RetryParked(
+        self, request: sms_gateway_pb2.RetryParkedRequest, context: Context
+    ) -> sms_gateway_pb2.RetryParkedResponse:
+        """Have parked work tried again."""
+        kind, keys = parking.chosen(request)
+        _require_keys(kind, keys)
+        retried = await self._parked.retry(kind, keys)
+        _log_parked("parked work is tried again", kind, retried, request)
+        return sms_gateway_pb2.RetryParkedResponse(
+            retried=sorted(retried), not_parked=sorted(set(request.parked_ids) - retried)
+        )
+
+    async def DropParked(
+        self, request: sms_gateway_pb2.DropParkedRequest, context: Context
+    ) -> sms_gateway_pb2.DropParkedResponse:
+        """Drop parked work."""
+        kind, keys = parking.chosen(request)
+        _require_keys(kind, keys)
+        dropped = await self._parked.drop(kind, keys, detail=f"dropped by {request.author}: {request.reason}")
+        _log_parked("parked work dropped", kind, dropped.ids, request)
+        return sms_gateway_pb2.DropParkedResponse(
+            dropped=sorted(dropped.ids),
+            not_parked=sorted(set(request.parked_ids) - dropped.ids - dropped.kept.keys()),
+            kept=[
+                sms_gateway_pb2.KeptItem(parked_id=parked_id, why=why)
+                for parked_id, why in sorted(dropped.kept.items())
+            ],
+        )
+
     async def _read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest], place: BatchPlace) -> Batch:
         first = await anext(aiter(parts), None)
         if first is None or first.WhichOneof("part") != "header":
@@ -229,6 +281,49 @@ async def _counted(
     connection: Connection, batch: listing.SeenBatch | None, brand_id: int, batch_id: str
 ) -> list[tuple[int, int]]:
     return [] if batch is None else await listing.count_batch(connection, brand_id, batch_id)
+
+
+def _require_keys(kind: ParkedKind, keys: Sequence[Key]) -> None:
+    if kind is ParkedKind.RECEIPT:
+        current_principal().require_all_brands()
+    for brand_id in {key[0] for key in keys} - {0}:
+        current_principal().require_brand(brand_id)
+
+
+def _log_parked(
+    event: str,
+    kind: ParkedKind,
+    ids: Iterable[str],
+    request: sms_gateway_pb2.RetryParkedRequest | sms_gateway_pb2.DropParkedRequest,
+) -> None:
+    """One line for each: who did it, with which token, and why."""
+    token_id = current_principal().token_id
+    for parked_id in sorted(ids):
+        log.warning(
+            event,
+            kind=kind.name.lower(),
+            parked_id=parked_id,
+            author=request.author,
+            reason=request.reason,
+            token_id=token_id,
+        )
+
+
+def _parked_item(kind: ParkedKind, row: ParkedRow) -> sms_gateway_pb2.ParkedItem:
+    return sms_gateway_pb2.ParkedItem(
+        parked_id=row.parked_id,
+        kind=int(kind),  # type: ignore[arg-type] # the numbers are the enum's
+        brand_id=row.brand_id,
+        subject=row.subject,
+        request_id=row.request_id,
+        carrier_account=row.account,
+        reference=row.reference,
+        messages=row.messages,
+        segments=row.segments,
+        tries=row.tries,
+        error=row.error,
+        created_at=_timestamp(row.created_at),
+    )
 
 
 def _count(sms_type: int, mode: Mode, result: str, messages: int = 1) -> None:

@@ -18,7 +18,7 @@ from smsgateway.queues import QueueItem
 from smsgateway.schema import Mode, OutboxKind
 from smsgateway.store import accepting as store
 from smsgateway.store import outbox
-from smsgateway.store.accepting import Abandoned, Accepted, Key
+from smsgateway.store.accepting import Abandoned, Accepted, CancelledDispatch, CancelledMessage, Key
 from smsgateway.store.outbox import OutboxRow
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,39 @@ def release_owed(identifiers: IdentifierSource, brand_id: int, order_no: str, se
         brand_id=brand_id, request_id=outbox_id, order_no=order_no, segments=segments
     )
     return OutboxRow(brand_id, outbox_id, OutboxKind.RELEASE, request.SerializeToString())
+
+
+def owed_back(
+    identifiers: IdentifierSource,
+    brand_id: int,
+    dispatches: Sequence[CancelledDispatch],
+    messages: Sequence[CancelledMessage],
+) -> list[OutboxRow]:
+    """What a brand gets back for dispatches that are not sent: a release per freeze for what is not paid, a refund per
+    payment for what is.
+    """
+    unpaid: dict[str, int] = {}
+    payments: dict[str, str] = {}
+    for dispatch in dispatches:
+        if dispatch.payment_no is None:
+            unpaid[dispatch.order_no] = unpaid.get(dispatch.order_no, 0) + dispatch.segments
+        else:
+            payments[dispatch.dispatch_id] = dispatch.payment_no
+    owed = [release_owed(identifiers, brand_id, order_no, segments) for order_no, segments in unpaid.items()]
+    failed: dict[str, list[cost_center_pb2.FailedMessage]] = {}
+    for message in messages:
+        payment_no = payments.get(message.dispatch_id)
+        if payment_no is not None:
+            failed.setdefault(payment_no, []).append(
+                cost_center_pb2.FailedMessage(message_id=message.message_id, segments=message.segments)
+            )
+    for payment_no, failed_messages in failed.items():
+        outbox_id = identifiers.new(brand_id, now_ms())
+        request = cost_center_pb2.SmsSendStatusCallBackRequest(
+            brand_id=brand_id, request_id=outbox_id, payment_no=payment_no, failed=failed_messages
+        )
+        owed.append(OutboxRow(brand_id, outbox_id, OutboxKind.SEND_STATUS, request.SerializeToString()))
+    return owed
 
 
 class MessageSettler:

@@ -8,15 +8,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import structlog
-from google.protobuf.message import DecodeError
 
 from infra.database import Database
 from infra.errors import Refusal
-from protos.costcenter.v1 import cost_center_pb2
+from smsgateway import outbox_calls
 from smsgateway.ledger_client import is_outage
+from smsgateway.outbox_calls import StatusLedger
 from smsgateway.schema import OutboxKind
 from smsgateway.store import outbox
 from smsgateway.store.outbox import OutboxRow, PutOff
@@ -26,31 +25,9 @@ from workers.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_REQUESTS: dict[OutboxKind, Any] = {
-    OutboxKind.SEND_STATUS: cost_center_pb2.SmsSendStatusCallBackRequest,
-    OutboxKind.RECEIPT: cost_center_pb2.SmsReceiptStatusCallBackRequest,
-    OutboxKind.RELEASE: cost_center_pb2.SmsReleaseFreezeNumRequest,
-}
 _NAMES = {OutboxKind.SEND_STATUS: "send_status", OutboxKind.RECEIPT: "receipt", OutboxKind.RELEASE: "release"}
-_RELEASES_AT_ONCE = 32
 _DELAY_BASE_SECONDS = 1.0
 _DELAY_MAX_SECONDS = 3_600.0
-
-
-class StatusLedger(Protocol):
-    """What of the cost centre the relay calls (`smsgateway.ledger_client.LedgerClient`)."""
-
-    async def batch_status(
-        self, items: Sequence[cost_center_pb2.SmsSendStatusCallBackRequest]
-    ) -> list[cost_center_pb2.SmsSendStatusCallBackResponse | Refusal]: ...
-
-    async def batch_receipt(
-        self, items: Sequence[cost_center_pb2.SmsReceiptStatusCallBackRequest]
-    ) -> list[cost_center_pb2.SmsReceiptStatusCallBackResponse | Refusal]: ...
-
-    async def release(
-        self, request: cost_center_pb2.SmsReleaseFreezeNumRequest
-    ) -> cost_center_pb2.SmsReleaseFreezeNumResponse: ...
 
 
 class OutboxRelay:
@@ -107,7 +84,7 @@ class OutboxRelay:
             some = [row for row in rows if row.kind is kind]
             if not some:
                 continue
-            for row, outcome in zip(some, await self._call(kind, some), strict=True):
+            for row, outcome in zip(some, await outbox_calls.call(self._ledger, kind, some), strict=True):
                 if isinstance(outcome, Refusal) and is_outage(outcome):
                     # Due again after its hold; an outage is nobody's failure and parks nothing.
                     unsettled += 1
@@ -127,38 +104,6 @@ class OutboxRelay:
         if unsettled:
             RETRIES.labels("outbox").inc(unsettled)
             log.warning("cost centre away, statuses stay in the outbox", rows=unsettled)
-
-    async def _call(self, kind: OutboxKind, rows: Sequence[OutboxRow]) -> list[Any]:
-        outcomes: list[Any] = [None] * len(rows)
-        places: list[int] = []
-        requests: list[Any] = []
-        for place, row in enumerate(rows):
-            try:
-                requests.append(_REQUESTS[kind].FromString(row.payload))
-                places.append(place)
-            except DecodeError as error:
-                outcomes[place] = error
-        for place, outcome in zip(places, await self._ask(kind, requests), strict=True):
-            outcomes[place] = outcome
-        return outcomes
-
-    async def _ask(self, kind: OutboxKind, requests: list[Any]) -> list[Any]:
-        try:
-            if kind is OutboxKind.SEND_STATUS:
-                return list(await self._ledger.batch_status(requests))
-            if kind is OutboxKind.RECEIPT:
-                return list(await self._ledger.batch_receipt(requests))
-        except Refusal as refusal:
-            return [refusal] * len(requests)
-        outcomes: list[Any] = []
-        for start in range(0, len(requests), _RELEASES_AT_ONCE):
-            part = requests[start : start + _RELEASES_AT_ONCE]
-            answers = await asyncio.gather(*(self._ledger.release(request) for request in part), return_exceptions=True)
-            for answer in answers:
-                if isinstance(answer, BaseException) and not isinstance(answer, Refusal):
-                    raise answer
-            outcomes += answers
-        return outcomes
 
     def _put_off(self, row: OutboxRow, error: Exception) -> PutOff:
         failures = row.attempts + 1

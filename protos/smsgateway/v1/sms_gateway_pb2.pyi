@@ -6,6 +6,7 @@ The gateway: takes messages, freezes what they cost, records them and queues the
 from collections import abc as _abc
 from protos.costcenter.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ParkedKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParkedKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParkedKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARKED_KIND_UNSPECIFIED: _ParkedKind.ValueType  # 0
+    """Not given."""
+    PARKED_KIND_DISPATCH: _ParkedKind.ValueType  # 1
+    """A message or a chunk of a batch that met an error of ours too often."""
+    PARKED_KIND_OUTBOX: _ParkedKind.ValueType  # 2
+    """A status, receipt or release that the cost centre refused too often."""
+    PARKED_KIND_RECEIPT: _ParkedKind.ValueType  # 3
+    """A carrier's receipt that could not be settled in time."""
+
+class ParkedKind(_ParkedKind, metaclass=_ParkedKindEnumTypeWrapper):
+    """What is parked."""
+
+PARKED_KIND_UNSPECIFIED: ParkedKind.ValueType  # 0
+"""Not given."""
+PARKED_KIND_DISPATCH: ParkedKind.ValueType  # 1
+"""A message or a chunk of a batch that met an error of ours too often."""
+PARKED_KIND_OUTBOX: ParkedKind.ValueType  # 2
+"""A status, receipt or release that the cost centre refused too often."""
+PARKED_KIND_RECEIPT: ParkedKind.ValueType  # 3
+"""A carrier's receipt that could not be settled in time."""
+Global___ParkedKind: _TypeAlias = ParkedKind  # noqa: Y015
 
 class _MessageState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -80,6 +109,294 @@ MESSAGE_STATE_FAILED: MessageState.ValueType  # 10
 MESSAGE_STATE_CANCELLED: MessageState.ValueType  # 11
 """Cancelled before it was sent: final."""
 Global___MessageState: _TypeAlias = MessageState  # noqa: Y015
+
+@_typing.final
+class ParkedItem(_message.Message):
+    """Something that waits for an operator."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CARRIER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    """Its id."""
+    kind: Global___ParkedKind.ValueType
+    """What it is."""
+    brand_id: _builtins.int
+    """Its brand; 0 for a receipt."""
+    subject: _builtins.str
+    """Of a dispatch single or batch; of what is owed send_status, receipt or release; of a receipt the carrier's code."""
+    request_id: _builtins.str
+    """The request_id that its log lines carry; empty for a receipt."""
+    carrier_account: _builtins.str
+    """Of a receipt, the carrier's account."""
+    reference: _builtins.str
+    """Of a receipt, the carrier's id of the message."""
+    messages: _builtins.int
+    """Messages that it is about; 0: not told."""
+    segments: _builtins.int
+    """Segments of a dispatch."""
+    tries: _builtins.int
+    """Tries that failed."""
+    error: _builtins.str
+    """Why the last one failed."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted, became due or was received."""
+
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+        kind: Global___ParkedKind.ValueType = ...,
+        brand_id: _builtins.int = ...,
+        subject: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        carrier_account: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        messages: _builtins.int = ...,
+        segments: _builtins.int = ...,
+        tries: _builtins.int = ...,
+        error: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "carrier_account", b"carrier_account", "created_at", b"created_at", "error", b"error", "kind", b"kind", "messages", b"messages", "parked_id", b"parked_id", "reference", b"reference", "request_id", b"request_id", "segments", b"segments", "subject", b"subject", "tries", b"tries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedItem: _TypeAlias = ParkedItem  # noqa: Y015
+
+@_typing.final
+class ListParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    kind: Global___ParkedKind.ValueType
+    """What to list."""
+    brand_id: _builtins.int
+    """Only of this brand; 0: of all. Receipts have none."""
+    page_size: _builtins.int
+    """At most 1,000; 0: 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: from the oldest."""
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Only what is at least so old; not set: all."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ParkedKind.ValueType = ...,
+        brand_id: _builtins.int = ...,
+        older_than: _duration_pb2.Duration | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "kind", b"kind", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedRequest: _TypeAlias = ListParkedRequest  # noqa: Y015
+
+@_typing.final
+class ListParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedItem]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ParkedItem] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedResponse: _TypeAlias = ListParkedResponse  # noqa: Y015
+
+@_typing.final
+class RetryParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PARKED_IDS_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: Global___ParkedKind.ValueType
+    """What they are."""
+    author: _builtins.str
+    """Who decided it, 1 to 100 characters."""
+    reason: _builtins.str
+    """Why, 1 to 500 characters."""
+    @_builtins.property
+    def parked_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids, 1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ParkedKind.ValueType = ...,
+        parked_ids: _abc.Iterable[_builtins.str] | None = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "kind", b"kind", "parked_ids", b"parked_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedRequest: _TypeAlias = RetryParkedRequest  # noqa: Y015
+
+@_typing.final
+class RetryParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    NOT_PARKED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def retried(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are tried again."""
+
+    @_builtins.property
+    def not_parked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that were not parked: tried again or dropped before, or unknown."""
+
+    def __init__(
+        self,
+        *,
+        retried: _abc.Iterable[_builtins.str] | None = ...,
+        not_parked: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_parked", b"not_parked", "retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedResponse: _TypeAlias = RetryParkedResponse  # noqa: Y015
+
+@_typing.final
+class DropParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PARKED_IDS_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: Global___ParkedKind.ValueType
+    """What they are."""
+    author: _builtins.str
+    """Who decided it, 1 to 100 characters."""
+    reason: _builtins.str
+    """Why, 1 to 500 characters; the messages' result tells it."""
+    @_builtins.property
+    def parked_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids, 1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ParkedKind.ValueType = ...,
+        parked_ids: _abc.Iterable[_builtins.str] | None = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "kind", b"kind", "parked_ids", b"parked_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropParkedRequest: _TypeAlias = DropParkedRequest  # noqa: Y015
+
+@_typing.final
+class KeptItem(_message.Message):
+    """Parked work that could not be dropped without harm to the bill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    """Its id."""
+    why: _builtins.str
+    """Why it had to stay."""
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parked_id", b"parked_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptItem: _TypeAlias = KeptItem  # noqa: Y015
+
+@_typing.final
+class DropParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPPED_FIELD_NUMBER: _builtins.int
+    NOT_PARKED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are gone."""
+
+    @_builtins.property
+    def not_parked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that were not parked: tried again or dropped before, or unknown."""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptItem]:
+        """Those that stay parked."""
+
+    def __init__(
+        self,
+        *,
+        dropped: _abc.Iterable[_builtins.str] | None = ...,
+        not_parked: _abc.Iterable[_builtins.str] | None = ...,
+        kept: _abc.Iterable[Global___KeptItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "kept", b"kept", "not_parked", b"not_parked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropParkedResponse: _TypeAlias = DropParkedResponse  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):

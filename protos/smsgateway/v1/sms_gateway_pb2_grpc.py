@@ -69,6 +69,21 @@ class SmsGatewayStub:
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsRequest.SerializeToString,
                 response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsResponse.FromString,
                 _registered_method=True)
+        self.ListParked = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/ListParked',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedResponse.FromString,
+                _registered_method=True)
+        self.RetryParked = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/RetryParked',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedResponse.FromString,
+                _registered_method=True)
+        self.DropParked = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/DropParked',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedResponse.FromString,
+                _registered_method=True)
 
 
 class SmsGatewayServicer:
@@ -129,6 +144,31 @@ class SmsGatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListParked(self, request, context):
+        """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+        for, or, without one and for receipts, for all brands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryParked(self, request, context):
+        """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
+        repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropParked(self, request, context):
+        """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
+        charged is refunded; a call that is owed is made once more and forgotten only when no refund hangs on it. What cannot be dropped
+        so stays parked and is named with the reason. May be repeated; logged and allowed as RetryParked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SmsGatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +206,21 @@ def add_SmsGatewayServicer_to_server(servicer, server):
                     servicer.CountSegments,
                     request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsRequest.FromString,
                     response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsResponse.SerializeToString,
+            ),
+            'ListParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParked,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedResponse.SerializeToString,
+            ),
+            'RetryParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryParked,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedResponse.SerializeToString,
+            ),
+            'DropParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropParked,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -357,6 +412,87 @@ class SmsGateway:
             '/smsgateway.v1.SmsGateway/CountSegments',
             smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsRequest.SerializeToString,
             smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/ListParked',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ListParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/RetryParked',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.RetryParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/DropParked',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.DropParkedResponse.FromString,
             options,
             channel_credentials,
             insecure,

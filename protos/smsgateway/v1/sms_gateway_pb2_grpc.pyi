@@ -54,6 +54,19 @@ class SmsGatewayStub:
     """
     CountSegments: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]
     """How many segments a text costs. Any token."""
+    ListParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]
+    """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+    for, or, without one and for receipts, for all brands.
+    """
+    RetryParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.RetryParkedRequest, _sms_gateway_pb2.RetryParkedResponse]
+    """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
+    repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+    """
+    DropParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.DropParkedRequest, _sms_gateway_pb2.DropParkedResponse]
+    """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
+    charged is refunded; a call that is owed is made once more and forgotten only when no refund hangs on it. What cannot be dropped
+    so stays parked and is named with the reason. May be repeated; logged and allowed as RetryParked.
+    """
 
 @_typing.type_check_only
 class SmsGatewayAsyncStub(SmsGatewayStub):
@@ -81,6 +94,19 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     """
     CountSegments: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]  # type: ignore[assignment]
     """How many segments a text costs. Any token."""
+    ListParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]  # type: ignore[assignment]
+    """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+    for, or, without one and for receipts, for all brands.
+    """
+    RetryParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.RetryParkedRequest, _sms_gateway_pb2.RetryParkedResponse]  # type: ignore[assignment]
+    """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
+    repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+    """
+    DropParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.DropParkedRequest, _sms_gateway_pb2.DropParkedResponse]  # type: ignore[assignment]
+    """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
+    charged is refunded; a call that is owed is made once more and forgotten only when no refund hangs on it. What cannot be dropped
+    so stays parked and is named with the reason. May be repeated; logged and allowed as RetryParked.
+    """
 
 class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -147,5 +173,36 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.CountSegmentsResponse, _abc.Awaitable[_sms_gateway_pb2.CountSegmentsResponse]]:
         """How many segments a text costs. Any token."""
+
+    @_abc_1.abstractmethod
+    def ListParked(
+        self,
+        request: _sms_gateway_pb2.ListParkedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.ListParkedResponse, _abc.Awaitable[_sms_gateway_pb2.ListParkedResponse]]:
+        """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+        for, or, without one and for receipts, for all brands.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryParked(
+        self,
+        request: _sms_gateway_pb2.RetryParkedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.RetryParkedResponse, _abc.Awaitable[_sms_gateway_pb2.RetryParkedResponse]]:
+        """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
+        repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+        """
+
+    @_abc_1.abstractmethod
+    def DropParked(
+        self,
+        request: _sms_gateway_pb2.DropParkedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.DropParkedResponse, _abc.Awaitable[_sms_gateway_pb2.DropParkedResponse]]:
+        """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
+        charged is refunded; a call that is owed is made once more and forgotten only when no refund hangs on it. What cannot be dropped
+        so stays parked and is named with the reason. May be repeated; logged and allowed as RetryParked.
+        """
 
 def add_SmsGatewayServicer_to_server(servicer: SmsGatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
