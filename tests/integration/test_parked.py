@@ -21,7 +21,6 @@ from worker_harness import (
     BRAND,
     GRANTED,
     OTHER_BRAND,
-    SERVICE,
     ScriptedCarrier,
     Stack,
     numbers,
@@ -247,17 +246,19 @@ async def test_only_admins_of_the_brands_may_touch_parked_work(stack: Stack) -> 
             await method(request, metadata=bearer(token), timeout=10)
         return caught.value.code(), str(caught.value.details())
 
-    created = await stack.admin.CreateToken(
-        cost_center_admin_pb2.CreateTokenRequest(
-            name="one", roles=[cost_center_admin_pb2.ROLE_ADMIN], brand_ids=[BRAND]
-        ),
-        metadata=bearer(ADMIN),
-        timeout=10,
-    )
-    sms, one, denied = stack.sms, created.secret, grpc.StatusCode.PERMISSION_DENIED
+    async def token(*roles: str, **brands: Any) -> str:
+        numbers = [cost_center_admin_pb2.Role.Value(f"ROLE_{role}") for role in roles]
+        request = cost_center_admin_pb2.CreateTokenRequest(name="made", roles=numbers, **brands)
+        return str((await stack.admin.CreateToken(request, metadata=bearer(ADMIN), timeout=10)).secret)
+
+    sms, one, denied = stack.sms, await token("ADMIN", brand_ids=[BRAND]), grpc.StatusCode.PERMISSION_DENIED
+    others = await token("VIEWER", "SENDER", "BILLER", "FINANCE", all_brands=True)
     of_other = IdentifierSource().new(OTHER_BRAND, 1_700_000_000_000)
     drop = pb.DropParkedRequest(kind=DISPATCH, parked_ids=[of_other], **WISH)
-    assert (await refused(sms.DropParked, drop, SERVICE))[0] == denied
+    retry = pb.RetryParkedRequest(kind=DISPATCH, parked_ids=[of_other], **WISH)
+    everything = pb.ListParkedRequest(kind=DISPATCH)
+    for method, request in ((sms.ListParked, everything), (sms.RetryParked, retry), (sms.DropParked, drop)):
+        assert (await refused(method, request, others))[0] == denied
     assert (await refused(sms.DropParked, drop, one))[0] == denied
     assert (await refused(sms.ListParked, pb.ListParkedRequest(kind=DISPATCH), one))[0] == denied
     receipts = pb.RetryParkedRequest(kind=RECEIPT, parked_ids=["x"], **WISH)
