@@ -27,7 +27,7 @@ from chaos.faults import Faults
 from chaos.load import AGAIN, Callers, Sent, sell
 from chaos.verdict import Verdict, judge
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
-from smsbill import reconcile, record_check
+from smsbill import interruption, reconcile, record_check
 from smsbill.client import Client
 from smsbill.screen import Screen
 from smsbill.sending import FINAL_STATES
@@ -164,25 +164,33 @@ def main() -> int:
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="smsbill-chaos-")))
     settings = StackSettings.load().model_copy(update={"data_dir": folder, **dict.fromkeys(FREE_PORTS, "127.0.0.1:0")})
-    well = False
+    keep = True
     try:
-        well = uvloop.run(_whole(settings, screen, seed, seconds, rate, settle_seconds))
+        code = uvloop.run(_whole(settings, screen, seed, seconds, rate, settle_seconds))
+        keep = code == 1
+        return code
     finally:
-        if well:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
+        if keep:
             screen.say(f"The data folder is left for you to look at: {folder}")
-    return 0 if well else 1
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _whole(
     settings: StackSettings, screen: Screen, seed: int, seconds: float, rate: float, settle_seconds: float
-) -> bool:
+) -> int:
     stack = Stack(settings, simulator=True, notify=lambda line: screen.say(f"    ! {line}"))
+
+    async def body() -> int:
+        try:
+            return 0 if await run(stack, screen, seed, seconds, rate, settle_seconds) else 1
+        finally:
+            await stack.stop()
+
     try:
-        return await run(stack, screen, seed, seconds, rate, settle_seconds)
-    finally:
-        await stack.stop()
+        return await interruption.run(body(), hurry=stack.hurry.set)
+    except interruption.Interrupted as interrupted:
+        return 128 + interrupted.number
 
 
 if __name__ == "__main__":
