@@ -34,12 +34,14 @@ async def main():
 
 asyncio.run(main())
 """
-# Leases end soon, calls count as overdue soon after the carrier's longest time, and so do receipts in dead hands.
+# Leases end soon, calls count as overdue soon after the carrier's longest time, and so do receipts in dead hands: those
+# read from a stream, and those that came before their call's answer and were taken to be looked at again.
 QUICK: dict[str, Any] = {
     "lease_seconds": 1,
     "submit_start_seconds": 1,
     "submit_margin_seconds": 0.5,
     "receipt_takeover_seconds": 1,
+    "receipt_requeue_seconds": 2,
     "stalled_seconds": 2,
 }
 
