@@ -57,12 +57,12 @@ async def test_a_loop_that_hangs_makes_a_worker_not_ready(stack: Stack) -> None:
     worker.loops.add("hanging", _hang, interval_seconds=0.1)
 
     async def not_ready() -> bool:
+        # On a slow machine others may be late for a moment, too.
         status, checks = await get(worker, "/readyz")
-        return status == 503 and checks["loops"] is False and checks["database"] is True
+        silent = checks.get("stalled", {}).get("hanging", 0)
+        return status == 503 and checks["loops"] is False and checks["database"] is True and silent > 1
 
     await eventually(not_ready)
-    _, checks = await get(worker, "/readyz")
-    assert checks["stalled"]["hanging"] > 1
     _, text = await get(worker, "/metrics")
     (line,) = [line for line in text.splitlines() if line.startswith('smsbill_loop_stalled_seconds{loop="hanging"}')]
     assert float(line.split()[-1]) > 1
@@ -78,7 +78,7 @@ async def test_a_lane_that_hangs_makes_a_cost_centre_not_ready(database_url: str
 
             async def named() -> bool:
                 status, checks = await get(stack.costcenter, "/readyz")
-                return status == 503 and list(checks["stalled"]) == [lane] and checks["database"] is True
+                return status == 503 and lane in checks.get("stalled", ()) and checks["database"] is True
 
             await eventually(named)
             await holder.rollback()
