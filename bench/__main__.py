@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,14 +147,29 @@ async def measure(rounds: int, seconds: float, batches: int, messages: int, batc
                     note("batch messages, accepted to sent, /s", sent)
                     note("receipts of a batch booked, one request each, /s", booked)
             memory = memory_megabytes(running)
-            differences = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
+            found = await differences(running)
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,
         "series": series,
         "memory_megabytes": memory,
-        "differences": [difference.as_dict() for difference in differences],
+        "differences": found,
     }
+
+
+async def differences(running: Stack) -> list[dict[str, object]]:
+    """What `smsbill reconcile` says of a stack."""
+    console.print("reconcile")
+    found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
+    return [difference.as_dict() for difference in found]
+
+
+def write(name: str, result: Mapping[str, object]) -> None:
+    """Write a bench's result, and when it was, beside the others; the whole stack's has no name."""
+    RESULTS.mkdir(exist_ok=True)
+    at = datetime.now(UTC)
+    path = RESULTS / f"{name}{'-' if name else ''}{at:%Y%m%dT%H%M%S}.json"
+    path.write_text(json.dumps({"at": at.isoformat(timespec="seconds"), **result}, indent=2))
+    console.print(f"written to {path}")
 
 
 def show(result: dict[str, object]) -> None:
@@ -180,10 +195,7 @@ def main() -> int:
     sizes = (2, 2.0, 8, 2_000, 10_000) if arguments.quick else (arguments.rounds, 5.0, 20, 6_000, 100_000)
     result = uvloop.run(measure(*sizes))
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=2))
-    console.print(f"written to {path}")
+    write("", result)
     return 1 if result["differences"] else 0
 
 

@@ -22,14 +22,13 @@ import psutil
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, stack
+from bench.__main__ import console, differences, stack, write
 from bench.load import Target
-from bench.watch import Watch, fill_brands, quantile, watching, write
+from bench.watch import Watch, fill_brands, quantile, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
-from smsbill import reconcile
 from smsbill.stack import Stack
 
 BRANDS = 100
@@ -152,10 +151,10 @@ async def measure(messages: int, per_second: float, seconds: float, *, latency_m
             beside = await _codes(watch, target, per_second=per_second, seconds=seconds)
             _, after = await watch.taken_on(limit=1)
             left = messages - (after["messages"] - before["messages"] - beside["codes"])
-            differences = [] if left > 0 else await _differences(running)
+            found = [] if left > 0 else await differences(running)
     return {
         "backlog": messages, "accepted_per_second": messages / took, "latency_ms": latency_ms, "quiet": quiet,
-        "beside": beside, "left": max(0, left), "differences": differences,
+        "beside": beside, "left": max(0, left), "differences": found,
     }  # fmt: skip
 
 
@@ -185,11 +184,6 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
         "p99": round(quantile(values, 0.99), 1),
         "greatest": round(values[-1], 1),
     }
-
-
-async def _differences(running: Stack) -> list[dict[str, Any]]:
-    found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
-    return [difference.as_dict() for difference in found]
 
 
 def show(result: dict[str, Any]) -> None:

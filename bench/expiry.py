@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -22,10 +21,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import CALLERS, RESULTS, stack
+from bench.__main__ import CALLERS, differences, stack, write
 from bench.load import Rate, Target, unary_pairs
-from smsbill import reconcile
-from smsbill.stack import Stack
 
 LIVE_BRANDS = 1_000
 SEGMENTS = 100_000_000
@@ -194,13 +191,12 @@ async def measure(shape: Shape, rounds: int, seconds: float, fill_seconds: float
                 took, during, without = await beside(url, target, shape, fill_seconds, seconds)
                 console.print(f"beside calls: {took:,.1f} s")
                 runs.append(figures | _as_dict(took, during, without))
-            differences = await _differences(running)
+            found = await differences(running)
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "brands": shape.brands,
         "packages": shape.each * shape.brands,
         "rounds": runs,
-        "differences": differences,
+        "differences": found,
     }
 
 
@@ -217,12 +213,6 @@ def _as_dict(took: float, during: list[Rate], without: list[Rate]) -> dict[str, 
         "p99 beside the sweep, ms": round(max(rate.p99_ms for rate in during), 1),
         "p99 without, ms": round(max(rate.p99_ms for rate in without), 1),
     }
-
-
-async def _differences(running: Stack) -> list[dict[str, Any]]:
-    console.print("reconcile")
-    found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
-    return [difference.as_dict() for difference in found]
 
 
 def show(result: dict[str, Any]) -> None:
@@ -250,10 +240,7 @@ def main() -> int:
         measure(shape, arguments.rounds, arguments.seconds, arguments.fill_seconds, not arguments.beside_only)
     )
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"expiry-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=2))
-    console.print(f"written to {path}")
+    write("expiry", result)
     return 1 if result["differences"] else 0
 
 

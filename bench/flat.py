@@ -6,13 +6,11 @@ Two stacks run side by side, of which one at a time is called. The full one's le
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
 import tempfile
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import __main__ as whole
-from bench.__main__ import CALLERS, RESULTS, stack
+from bench.__main__ import CALLERS, stack, write
 from bench.ledger_data import Shape
 from bench.load import Target, batch_pairs, unary_pairs
 from bench.reconcile import filled, latencies
@@ -88,7 +86,6 @@ async def measure(shape: Shape, given: Path | None, rounds: int, seconds: float)
             runs.append({name: await figures(running, seconds) for name, running in order})
             console.print(f"round {number} of {rounds}", runs[-1])
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "payments": row[0] if row else 0,
         "rounds": runs,
     }
@@ -122,10 +119,7 @@ def main() -> int:
     shape = Shape(brands=BRANDS, payments=arguments.payments)
     result = uvloop.run(measure(shape, arguments.folder, arguments.rounds, arguments.seconds))
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"flat-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=2))
-    console.print(f"written to {path}")
+    write("flat", result)
     return 0
 
 

@@ -23,9 +23,9 @@ from typing import Any
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, stack
+from bench.__main__ import console, stack, write
 from bench.load import Target, single_messages
-from bench.watch import POSTGRES, REDIS, SIMULATOR, Watch, fill_brands, quantile, until, used, watching, write
+from bench.watch import POSTGRES, REDIS, SIMULATOR, Watch, fill_brands, quantile, until, used, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb

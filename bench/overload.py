@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import secrets
 import statistics
 import sys
@@ -17,7 +16,6 @@ import tempfile
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import BRANDS, CALLERS, RESULTS, fill, stack
+from bench.__main__ import BRANDS, CALLERS, differences, fill, stack, write
 from bench.load import Target
 from bench.wire import Wire, connect
 from protos.costcenter.v1 import cost_center_pb2 as pb
 from protos.costcenter.v1 import types_pb2
-from smsbill import reconcile
-from smsbill.stack import Stack
 
 FREEZE = "/costcenter.v1.CostCenter/SmsSendPrePay"
 PAY = "/costcenter.v1.CostCenter/SmsSendPay"
@@ -204,19 +200,12 @@ async def measure(rounds: int, seconds: float, factor: float) -> dict[str, Any]:
                 console.print(f"round {number} of {rounds}")
                 runs.append(await one_round(target, pid, seconds, factor))
                 console.print(runs[-1])
-            differences = await _differences(running)
+            found = await differences(running)
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "factor": factor,
         "rounds": runs,
-        "differences": differences,
+        "differences": found,
     }
-
-
-async def _differences(running: Stack) -> list[dict[str, Any]]:
-    console.print("reconcile")
-    found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
-    return [difference.as_dict() for difference in found]
 
 
 def show(result: dict[str, Any]) -> None:
@@ -237,10 +226,7 @@ def main() -> int:
     arguments = parser.parse_args()
     result = uvloop.run(measure(arguments.rounds, arguments.seconds, arguments.factor))
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"overload-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=2))
-    console.print(f"written to {path}")
+    write("overload", result)
     return 1 if result["differences"] else 0
 
 

@@ -32,7 +32,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import RESULTS, stack
+from bench.__main__ import stack, write
 from bench.ledger_data import BEGIN_US, DAYS, Shape, fill
 from bench.load import Target, unary_pairs
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -193,7 +193,6 @@ async def measure(shape: Shape, given: Path | None, rounds: int) -> dict[str, An
             beside = await reconcile(folder, server)
             rate = await load
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "brands": shape.brands,
         "payments": shape.units * shape.brands,
         "milliseconds": questions,
@@ -239,10 +238,7 @@ def main() -> int:
     shape = Shape(brands=arguments.brands, payments=arguments.payments)
     result = uvloop.run(measure(shape, arguments.folder, arguments.rounds))
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"reconcile-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(result, indent=2))
-    console.print(f"written to {path}")
+    write("reconcile", result)
     return 1 if any(run["differences"] for run in (*result["reconcile"], result["beside"])) else 0
 
 

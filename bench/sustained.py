@@ -25,14 +25,13 @@ from typing import Any
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, stack
+from bench.__main__ import console, differences, stack, write
 from bench.load import Target
-from bench.watch import Process, Watch, fill_brands, until, used, watching, write
+from bench.watch import Process, Watch, fill_brands, until, used, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
-from smsbill import reconcile
 
 BRANDS = 100
 SCENARIOS = ("singles", "batches", "receipts")
@@ -263,8 +262,8 @@ async def measure(names: Sequence[str], seconds: float, interval: float, workers
             await fill_brands(running, range(1, BRANDS + 1))
             for name in names:
                 results[name] = await scenario(name, watch, target, seconds, interval)
-            found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
-    return {"seconds": seconds, "scenarios": results, "differences": [difference.as_dict() for difference in found]}
+            found = await differences(running)
+    return {"seconds": seconds, "scenarios": results, "differences": found}
 
 
 def show(result: dict[str, Any]) -> None:

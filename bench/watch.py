@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,7 +15,7 @@ import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from bench.__main__ import RESULTS, SEGMENTS, console
+from bench.__main__ import SEGMENTS, console
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from smsbill.stack import Stack
 
@@ -184,13 +181,3 @@ async def fill_brands(running: Stack, brands: Sequence[int]) -> None:
 def quantile(values: Sequence[float], share: float) -> float:
     """The value that a share of sorted values does not exceed."""
     return values[min(len(values) - 1, int(len(values) * share))]
-
-
-def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Write a result beside the others."""
-    RESULTS.mkdir(exist_ok=True)
-    at = datetime.now(UTC)
-    path = RESULTS / f"{name}-{at:%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps({"at": at.isoformat(timespec="seconds"), **result}, indent=2))
-    console.print(f"written to {path}")
-    return path

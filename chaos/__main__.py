@@ -68,23 +68,13 @@ SETTINGS = {
 FREE_PORTS = ("costcenter_address", "gateway_address", "http_address", "simulator_address")
 
 
-async def messages_of(client: Client, brands: Sequence[int]) -> list[Any]:
-    """All message records, whatever became of them."""
-    found: list[Any] = []
-    for brand_id in brands:
-        request = pb.ListMessagesRequest(brand_id=brand_id, page_size=1_000)
-        async for page in client.pages(client.gateway.ListMessages, request):
-            found += page.messages
-    return found
-
-
 async def settle(client: Client, seconds: float, screen: Screen) -> list[Any]:
     """Wait until every message is final, at most so long; the records as they are then."""
     end = time.monotonic() + seconds
     messages: list[Any] = []
     while True:
         try:
-            messages = await messages_of(client, BRANDS)
+            messages = await record_check.messages_of(client, BRANDS, since=0)
         except grpc.aio.AioRpcError as error:
             # The last fault is not over yet.
             if error.code() not in AGAIN or time.monotonic() > end:

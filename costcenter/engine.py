@@ -105,8 +105,12 @@ class Engine:
 
     @property
     def lanes(self) -> int:
-        """Number of lanes; a brand's is its number modulo it."""
+        """Number of lanes."""
         return len(self._queues)
+
+    def lane_of(self, brand_id: int) -> int:
+        """The lane of a brand."""
+        return brand_id % len(self._queues)
 
     @property
     def taken(self) -> int:
@@ -115,7 +119,7 @@ class Engine:
 
     async def apply(self, operation: Operation) -> Outcome:
         """Apply one operation. Raises RESOURCE_EXHAUSTED (OVERLOADED) at once when the queue is full."""
-        queue = self._queues[operation.brand_id % len(self._queues)]
+        queue = self._queues[self.lane_of(operation.brand_id)]
         return (await queue.submit(_Submission([operation], time.perf_counter())))[0]
 
     async def answer(self, operation: Operation) -> Message | Reply:

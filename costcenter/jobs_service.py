@@ -120,7 +120,7 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         """Book what is due for brands, each lane's in portions one after another, until a moment of the process."""
         parts: list[list[tuple[int, int]]] = [[] for _ in range(self._engine.lanes)]
         for brand in brands:
-            parts[brand[0] % len(parts)].append(brand)
+            parts[self._engine.lane_of(brand[0])].append(brand)
         swept = await asyncio.gather(*(self._sweep_lane(part, deadline) for part in parts))
         return [outcome for outcomes in swept for outcome in outcomes]
 

@@ -43,7 +43,7 @@ class Mismatch:
 
 
 async def messages_of(client: Client, brand_ids: Iterable[int], since: float) -> list[Any]:
-    """All messages of these brands that were handed to the carrier since a moment, and those that never were."""
+    """All messages of these brands that were handed to the carrier since a moment; since 0, all there are."""
     found = []
     for brand_id in brand_ids:
         async for page in client.pages(
