@@ -20,8 +20,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A group of so many says that the next will not be a lone item.
-_BUSY_ITEMS = 4
+# A group of so much weight says that the next will not be a lone item.
+_BUSY_WEIGHT = 4
 
 Run = Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
 
@@ -84,7 +84,7 @@ class Grouper(Generic[T, R]):
         self._gather_seconds = gather_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
-        self._started_items = 0
+        self._started_weight = 0
         self._closed = False
 
     @property
@@ -140,7 +140,7 @@ class Grouper(Generic[T, R]):
                 return
             group = self._take()
             if group:
-                self._started_items = len(group)
+                self._started_weight = sum(self._weight_of(item) for item, _ in group)
                 task = asyncio.ensure_future(self._work(group))
                 self._groups.add(task)
                 task.add_done_callback(self._finished)
@@ -152,7 +152,7 @@ class Grouper(Generic[T, R]):
         loop = asyncio.get_running_loop()
         now = loop.time()
         due = self._started_at + self._gather_seconds
-        if self._started_items < _BUSY_ITEMS or now >= due:
+        if self._started_weight < _BUSY_WEIGHT or now >= due:
             self._started_at = now
             return False
         self._scheduled = True

@@ -1,4 +1,4 @@
-"""Taking in receipts: stored in groups before the carrier hears that they are ours, then queued."""
+"""Taking in receipts: stored in groups before the carrier hears that they are ours, then queued in larger ones."""
 
 from __future__ import annotations
 
@@ -56,20 +56,29 @@ class ReceiptIntake:
             in_flight_max=settings.receipt_groups_in_flight,
             name="queue of receipts",
         )
+        self._pushes: Grouper[ReceiptItem, bool] = Grouper(
+            self._push,
+            group_max=settings.receipt_group_max,
+            queue_max=settings.receipt_queue_max,
+            gather_seconds=settings.receipt_gather_seconds,
+            name="queue of receipts to queue",
+        )
         GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
 
     async def take(self, receipt: CarrierReceipt) -> str:
-        """Store a receipt durably and queue it; return its id.
+        """Store a receipt durably; return its id. It is queued soon after.
 
-        Redis may be down: a sweeper queues what is stored. Raises the database's errors and RESOURCE_EXHAUSTED
-        (OVERLOADED) when `receipt_queue_max` receipts wait; then the carrier is to send it again.
+        Redis may be down, or this process gone before that: a sweeper queues what is stored. Raises the database's
+        errors and RESOURCE_EXHAUSTED (OVERLOADED) when `receipt_queue_max` receipts wait; then the carrier is to send
+        it again.
         """
         row = await self._grouper.submit(_Taken(self._row(receipt)))
         return row.inbox_id
 
     async def close(self) -> None:
-        """Store what waits, and nothing new."""
+        """Store and queue what waits, and nothing new."""
         await self._grouper.close()
+        await self._pushes.close()
 
     def _row(self, receipt: CarrierReceipt) -> NewReceipt:
         expired = receipt.state is ReceiptState.FAILED and receipt.code.upper() == _EXPIRED_CODE
@@ -92,8 +101,13 @@ class ReceiptIntake:
         rows = [item.receipt for item in taken]
         async with self._database.statement() as connection:
             await insert_receipts(connection, rows, requeue_seconds=self._requeue_seconds)
-        await self._queue.push_receipts(
-            [ReceiptItem(row.account, row.reference, row.inbox_id, row.call_id or "") for row in rows]
-        )
+        for row in rows:
+            if self._pushes.full:
+                # Redis is slower than the carriers: a sweeper queues the rest.
+                break
+            self._pushes.submit_nowait(ReceiptItem(row.account, row.reference, row.inbox_id, row.call_id or ""))
         log.info("receipts stored", receipts=len(rows))
         return rows
+
+    async def _push(self, items: list[ReceiptItem]) -> Sequence[bool]:
+        return [await self._queue.push_receipts(items)] * len(items)

@@ -202,6 +202,13 @@ class Settings(BaseSettings):
         le=100_000,
         description="Receipts that wait for a transaction; beyond it the carrier is asked to repeat",
     )
+    receipt_gather_seconds: float = Field(
+        0.1,
+        ge=0,
+        le=5,
+        description="Time between two groups of receipts that are queued or settled while many come; the carrier has "
+        "its answer before, and a receipt that comes alone never waits",
+    )
     receipt_requeue_seconds: float = Field(
         60, ge=1, le=3_600, description="Age at which a receipt that no worker has settled is queued again"
     )

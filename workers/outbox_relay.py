@@ -40,6 +40,7 @@ class OutboxRelay:
         self._ledger = ledger
         self._settings = settings
         self._waiting: deque[OutboxRow] = deque()
+        self._started_at = -settings.outbox_gather_seconds
         self.wake = asyncio.Event()
 
     @property
@@ -54,7 +55,15 @@ class OutboxRelay:
             self.wake.set()
 
     async def send_offered(self) -> bool:
-        """Send a group of what was offered; True when more waits."""
+        """Send a group of what was offered; True when more waits.
+
+        Two groups start `outbox_gather_seconds` apart at least, unless one is full: nobody waits for a status, and a
+        few large calls cost both sides less than many small ones.
+        """
+        left = self._started_at + self._settings.outbox_gather_seconds - time.monotonic()
+        if left > 0 and len(self._waiting) < self._settings.outbox_group_max:
+            await asyncio.sleep(left)
+        self._started_at = time.monotonic()
         rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._settings.outbox_group_max))]
         if rows:
             # When it fails the rows are lost here and due in the outbox after their hold.

@@ -93,7 +93,7 @@ class ReceiptConsumer:
             group_max=settings.receipt_read_max,
             queue_max=queues.receipt_streams * _ENTRIES_PER_READ * RECEIPTS_PER_ENTRY,
             weigh=len,
-            gather_seconds=settings.stage_gather_seconds,
+            gather_seconds=settings.receipt_gather_seconds,
             name="queue of receipts to settle",
         )
 

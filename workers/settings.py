@@ -118,6 +118,9 @@ class Settings(gateway_settings.Settings):
 
     # The outbox.
     outbox_group_max: int = Field(1_000, ge=1, le=5_000, description="Statuses sent to the cost centre in one call")
+    outbox_gather_seconds: float = Field(
+        0.1, ge=0, le=5, description="Time between two such calls while statuses come; one that comes alone never waits"
+    )
     outbox_waiting_max: int = Field(
         20_000, ge=1, le=1_000_000, description="Statuses that wait in memory; beyond it the outbox is read instead"
     )

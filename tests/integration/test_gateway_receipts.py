@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 from fake_cost_center import FakeCostCenter
-from gateway_harness import Gateway, metric, running_gateway
+from gateway_harness import Gateway, eventually, metric, running_gateway
 
 from infra.embedded import EmbeddedServers
 from smsgateway.queues import Queues, ReceiptItem
@@ -50,13 +50,21 @@ async def http(gateway: Gateway) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def queued(redis_url: str) -> list[ReceiptItem]:
-    """What all receipt streams hold."""
+async def queued(redis_url: str, count: int) -> list[ReceiptItem]:
+    """What all receipt streams hold, so many or more: receipts are queued soon after the carrier has its answer."""
+    found: list[ReceiptItem] = []
     async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True) as client:
         queues = Queues(client)
         await queues.prepare_receipts()
-        found = [await queues.read_receipts(number, "test", count=1_000, wait_ms=1) for number in range(4)]
-    return [item for entries in found for entry in entries for item in entry.items]
+
+        async def all_there() -> bool:
+            for number in range(4):
+                entries = await queues.read_receipts(number, "test", count=1_000, wait_ms=1)
+                found.extend(item for entry in entries for item in entry.items)
+            return len(found) >= count
+
+        await eventually(all_there)
+    return found
 
 
 async def pushed(http: aiohttp.ClientSession, **changes: str) -> tuple[int, Any]:
@@ -93,7 +101,7 @@ async def test_receipt_is_stored_and_queued(
         )
     ]
     ((inbox_id,),) = await gateway.rows("select inbox_id from receipt_inbox")
-    assert await queued(redis_url) == [ReceiptItem("chuanglan", "17041010383624511", inbox_id, "call-1")]
+    assert await queued(redis_url, 1) == [ReceiptItem("chuanglan", "17041010383624511", inbox_id, "call-1")]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +130,22 @@ async def test_concurrent_receipts_share_transactions(
     answers = await asyncio.gather(*(pushed(http, msgid=f"m{n}") for n in range(200)))
     assert {status for status, _ in answers} == {200}
     assert await gateway.rows("select count(distinct reference) from receipt_inbox") == [(200,)]
-    assert {item.reference for item in await queued(redis_url)} == {f"m{n}" for n in range(200)}
+    assert {item.reference for item in await queued(redis_url, 200)} == {f"m{n}" for n in range(200)}
     assert metric("smsbill_receipts_received_total", carrier="chuanglan", result="stored") == before + 200
+
+
+async def test_a_gateway_that_stops_queues_what_it_stored(
+    fake_costcenter: FakeCostCenter, database_url: str, redis_url: str
+) -> None:
+    """Receipts that wait for the next push to their streams are there when the gateway has stopped."""
+    async with running_gateway(fake_costcenter, database_url, redis_url, receipt_gather_seconds=5) as gateway:
+        base = f"http://127.0.0.1:{gateway.process.http_port}"
+        async with aiohttp.ClientSession(base, timeout=aiohttp.ClientTimeout(total=20)) as http:
+            for turn in range(2):
+                answers = await asyncio.gather(*(pushed(http, msgid=f"m{turn}-{n}") for n in range(20)))
+                assert {status for status, _ in answers} == {200}
+    expected = {f"m{turn}-{n}" for turn in range(2) for n in range(20)}
+    assert {item.reference for item in await queued(redis_url, 40)} == expected
 
 
 @pytest.mark.parametrize("changes", [{"pswd": "wrong"}, {"receiver": ""}, {"pswd": "wrong", "msgid": ""}])

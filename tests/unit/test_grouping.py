@@ -73,6 +73,20 @@ async def test_items_that_come_in_numbers_are_gathered() -> None:
     assert started[1] - started[0] >= 0.045
 
 
+async def test_one_heavy_item_says_that_many_come() -> None:
+    """What is gathered for is weight: after a single item of much of it the next group waits for its time."""
+    started: list[float] = []
+
+    async def run(items: list[int]) -> list[int]:
+        started.append(asyncio.get_running_loop().time())
+        return items
+
+    grouper = Grouper(run, group_max=100, queue_max=100, weigh=lambda item: item, gather_seconds=0.05)
+    for _ in range(2):
+        await asyncio.wait_for(grouper.submit(10), 1)
+    assert started[1] - started[0] >= 0.045
+
+
 async def test_an_item_that_comes_alone_does_not_wait() -> None:
     """One after another, each starts at once, and so does what waits when the grouper closes or a group is full."""
 
