@@ -165,7 +165,18 @@ def play(fresh: Fresh, tree: Path, seed: int, seconds: float, *tests: str, seque
     with fresh() as url:
         code, output = run_bounded(
             # Without conftest: what its fixtures need takes longer to import than most mistakes to be found.
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *tests, SEQUENCES],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "--numprocesses=0",
+                "-p",
+                "no:cacheprovider",
+                "--noconftest",
+                *tests,
+                SEQUENCES,
+            ],
             tree,
             {
                 **os.environ,
