@@ -1,202 +1,147 @@
-"""`make bench`: the whole stack on this machine against a server that does nothing, in turn, several rounds.
+"""`make bench`: every goal of docs/performance.md measured one after another on this machine, beside its yardsticks.
 
 Figures of one run compare; figures of two runs on a noisy machine do not. What is printed is the median of the rounds
-with the least and the greatest, and the ratio to the yardstick measured in the same round.
+with the least and the greatest; the ledger is reconciled after each part, and a difference ends the run with 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import signal
-import statistics
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
-from bench.load import Target, batch_messages, batch_pairs, single_messages, unary_pairs
-from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
-from smsbill import reconcile
-from smsbill.settings import StackSettings
-from smsbill.stack import Stack
-
-CALLERS = 256
-BRANDS = 1_000
-SEGMENTS = 100_000_000
-RESULTS = Path(__file__).parent / "results"
-
-console = Console()
+from bench import codes, expiry, flat, idle, overload, sustained, throughput
+from bench.figures import Figure, chart, table
+from bench.harness import console, write
+from bench.ledger_data import Shape
 
 
-@asynccontextmanager
-async def stack(folder: Path, *, workers: int | None = None) -> AsyncIterator[Stack]:
-    """The whole stack on free ports with an empty database; `workers` as set when not given."""
-    settings = StackSettings(
-        data_dir=folder / "data",
-        costcenter_address="127.0.0.1:0",
-        gateway_address="127.0.0.1:0",
-        http_address="127.0.0.1:0",
-        log_level="WARNING",
-    )
-    if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
-    running = Stack(settings, simulator=True, notify=lambda line: console.print(f"[yellow]{line}"))
-    try:
-        await running.start()
-        yield running
-    finally:
-        await running.stop()
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A bench: how it is run, in short and whole, and what it says of the goals."""
+
+    name: str
+    goals: str
+    quick: Callable[[], Awaitable[dict[str, Any]]]
+    whole: Callable[[argparse.Namespace], Awaitable[dict[str, Any]]]
+    figures: Callable[[dict[str, Any]], list[Figure]]
 
 
-@asynccontextmanager
-async def noop_server(token: str) -> AsyncIterator[Target]:
-    """The yardstick as a process."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.noop", "127.0.0.1:0", token, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        port = int(await asyncio.wait_for(process.stdout.readline(), 30))
-        yield Target(f"127.0.0.1:{port}", token)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
+PARTS = (
+    Part(
+        "throughput", "1, 2",
+        lambda: throughput.measure(1, 1.5),
+        lambda options: throughput.measure(options.rounds, 5.0),
+        throughput.figures,
+    ),
+    Part(
+        "sustained", "3",
+        lambda: sustained.measure(sustained.SCENARIOS, 4.0, 1.0, None),
+        lambda options: sustained.measure(sustained.SCENARIOS, options.seconds, 5.0, None),
+        sustained.figures,
+    ),
+    Part(
+        "codes", "4",
+        lambda: codes.measure(20_000, 50, 3.0, latency_ms=100),
+        lambda options: codes.measure(options.backlog, 50, 30.0, latency_ms=100),
+        codes.figures,
+    ),
+    Part(
+        "flat", "5",
+        lambda: flat.measure(Shape(brands=flat.BRANDS, payments=20_000), None, 1, 0.5),
+        lambda options: flat.measure(
+            Shape(brands=flat.BRANDS, payments=options.payments), options.folder, options.rounds, 4.0
+        ),
+        flat.figures,
+    ),
+    Part(
+        "idle", "6",
+        lambda: idle.measure(200, 2.0, 10, settle_seconds=2.0),
+        lambda _: idle.measure(10_000, 20.0, 100),
+        idle.figures,
+    ),
+    Part(
+        "expiry", "7",
+        lambda: expiry.measure(expiry.Shape(brands=200, packages=20_000), 1, 1.0, 4.0, alone=False),
+        lambda _: expiry.measure(expiry.Shape(brands=10_000, packages=1_000_000), 1, 5.0, 60.0, alone=True),
+        expiry.figures,
+    ),
+    Part(
+        "overload", "8",
+        lambda: overload.measure(1, 2.0, 3.0),
+        lambda options: overload.measure(options.rounds, 5.0, 3.0),
+        overload.figures,
+    ),
+)  # fmt: skip
 
 
-async def fill(running: Stack, brands: Sequence[int]) -> None:
-    """Brands with more segments than any run pays."""
-    client = running.client()
-    try:
-        for brand_id in brands:
-            await client.call(client.admin.PutBrand, admin_pb.PutBrandRequest(brand_id=brand_id, name=f"b{brand_id}"))
-            grant = admin_pb.GrantAdjustment(segments=SEGMENTS)
-            await client.call(
-                client.admin.AdjustPackage,
-                admin_pb.AdjustPackageRequest(
-                    brand_id=brand_id, request_id="fill", author="bench", reason="bench", grant=grant
-                ),
-            )
-    finally:
-        await client.close()
+async def _whole(part: Part, options: argparse.Namespace) -> dict[str, Any]:
+    return await (part.quick() if options.quick else part.whole(options))
 
 
-def memory_megabytes(running: Stack) -> dict[str, float]:
-    """Resident memory of each process."""
+def run(parts: list[Part], options: argparse.Namespace) -> dict[str, Any]:
+    """The parts one after another; one that fails does not stop the others."""
+    results: dict[str, Any] = {}
+    failed: list[str] = []
+    figures: list[Figure] = []
+    for number, part in enumerate(parts, 1):
+        console.rule(f"{part.name} ({number} of {len(parts)}), goals {part.goals}")
+        started = time.perf_counter()
+        try:
+            result = uvloop.run(_whole(part, options))
+        except Exception:
+            traceback.print_exc()
+            failed.append(part.name)
+            continue
+        results[part.name] = {**result, "took": round(time.perf_counter() - started, 1)}
+        figures += part.figures(result)
+        console.print(table(part.figures(result)))
     return {
-        process.name: round(psutil.Process(process.pid).memory_info().rss / 1e6, 1) for process in running.file.children
+        "quick": options.quick,
+        "processors": psutil.cpu_count(),
+        "figures": figures,
+        "failed": failed,
+        "differences": sum(len(result.get("differences", ())) for result in results.values()),
+        "parts": results,
     }
-
-
-async def measure(rounds: int, seconds: float, batches: int, messages: int, batch_size: int) -> dict[str, object]:
-    """Every figure, round by round."""
-    brands = range(1, BRANDS + 1)
-    series: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        series.setdefault(name, []).append(value)
-
-    with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
-        async with stack(Path(folder)) as running:
-            token = running.service_token
-            ledger, gateway = Target(running.file.costcenter_target, token), running.file.gateway_target
-            async with noop_server(token) as noop:
-                console.print(f"filling {BRANDS} brands")
-                await fill(running, brands)
-                for number in range(1, rounds + 1):
-                    console.print(f"round {number} of {rounds}")
-                    yardstick = await unary_pairs(noop, seconds=seconds, callers=CALLERS, brands=brands[:1])
-                    one = await unary_pairs(ledger, seconds=seconds, callers=CALLERS, brands=brands[:1])
-                    many = await unary_pairs(ledger, seconds=seconds, callers=CALLERS, brands=brands)
-                    note("no-op server, unary calls/s", yardstick.per_second)
-                    note("no-op server, p99 ms", yardstick.p99_ms)
-                    note("unary freeze and pay, one brand, calls/s", one.per_second)
-                    note("unary freeze and pay, one brand, p99 ms", one.p99_ms)
-                    note("unary, one brand / no-op", one.per_second / yardstick.per_second)
-                    note("unary freeze and pay, 1,000 brands, calls/s", many.per_second)
-                    note("unary freeze and pay, 1,000 brands, p99 ms", many.p99_ms)
-                    note("unary, 1,000 brands / no-op", many.per_second / yardstick.per_second)
-                    for name, some in (("one brand", brands[:1]), ("1,000 brands", brands)):
-                        pairs = await batch_pairs(ledger, batches=batches, size=1_000, callers=4, brands=some)
-                        note(f"batches of 1,000, {name}, pairs/s", pairs)
-                    accepted, final = await single_messages(
-                        Target(gateway, running.file.token),
-                        running.file.database_url,
-                        messages=messages,
-                        callers=CALLERS,
-                        brands=brands[:100],
-                        seconds_max=300,
-                    )
-                    note("single messages accepted/s", accepted)
-                    note("single messages, accepted to receipt booked, /s", final)
-                    sent, booked = await batch_messages(
-                        Target(gateway, running.file.token),
-                        running.file.database_url,
-                        messages=batch_size,
-                        brand_id=number,
-                        seconds_max=300,
-                    )
-                    note("batch messages, accepted to sent, /s", sent)
-                    note("receipts of a batch booked, one request each, /s", booked)
-            memory = memory_megabytes(running)
-            found = await differences(running)
-    return {
-        "rounds": rounds,
-        "series": series,
-        "memory_megabytes": memory,
-        "differences": found,
-    }
-
-
-async def differences(running: Stack) -> list[dict[str, object]]:
-    """What `smsbill reconcile` says of a stack."""
-    console.print("reconcile")
-    found = await reconcile.run(running.reconcile_settings(), progress=lambda _what, _done, _total: None)
-    return [difference.as_dict() for difference in found]
-
-
-def write(name: str, result: Mapping[str, object]) -> None:
-    """Write a bench's result, and when it was, beside the others; the whole stack's has no name."""
-    RESULTS.mkdir(exist_ok=True)
-    at = datetime.now(UTC)
-    path = RESULTS / f"{name}{'-' if name else ''}{at:%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps({"at": at.isoformat(timespec="seconds"), **result}, indent=2))
-    console.print(f"written to {path}")
-
-
-def show(result: dict[str, object]) -> None:
-    """The figures as a table."""
-    table = Table("figure", "median", "least", "greatest")
-    series = result["series"]
-    assert isinstance(series, dict)
-    for name, values in series.items():
-        digits = 2 if "/ no-op" in name else 0
-        table.add_row(
-            name, *(f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-        )
-    console.print(table)
-    console.print("memory, MB:", result["memory_megabytes"])
-    console.print("differences in reconcile:", len(result["differences"]))  # type: ignore[arg-type]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two short rounds, under two minutes")
+    parser.add_argument("--quick", action="store_true", help="all in small, under two minutes; shows that it works")
+    parser.add_argument("--only", metavar="PARTS", help=f"of {', '.join(part.name for part in PARTS)}; by commas")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    sizes = (2, 2.0, 8, 2_000, 10_000) if arguments.quick else (arguments.rounds, 5.0, 20, 6_000, 100_000)
-    result = uvloop.run(measure(*sizes))
-    show(result)
-    write("", result)
-    return 1 if result["differences"] else 0
+    parser.add_argument("--seconds", type=float, default=300, help="of each sustained load")
+    parser.add_argument("--backlog", type=int, default=1_000_000, help="marketing messages beside which codes are sent")
+    parser.add_argument("--payments", type=int, default=1_000_000, help="on disk, against an empty ledger")
+    parser.add_argument("--folder", type=Path, help="data folder with these payments, kept; not given: a temporary one")
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else [part.name for part in PARTS]
+    if unknown := set(names) - {part.name for part in PARTS}:
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    result = run([part for part in PARTS if part.name in names], options)
+    figures: list[Figure] = result["figures"]
+    console.rule()
+    console.print(table(figures))
+    console.print(f"differences in reconcile: {result['differences']}; failed: {', '.join(result['failed']) or 'none'}")
+    path = write("bench", result | {"figures": [figure.as_dict() for figure in figures]})
+    try:
+        chart(figures, path.with_suffix(".svg"))
+    except ImportError:
+        console.print("not drawn: matplotlib is missing, `make bench` installs it")
+    else:
+        console.print(f"drawn in {path.with_suffix('.svg')}")
+    return 1 if result["differences"] or result["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ import psutil
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, differences, stack, write
+from bench.figures import Figure
+from bench.harness import console, differences, fill, stack, write
 from bench.load import Target
-from bench.watch import Watch, fill_brands, quantile, watching
+from bench.watch import Watch, quantile, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
@@ -132,7 +133,7 @@ async def measure(messages: int, per_second: float, seconds: float, *, latency_m
         async with stack(Path(folder)) as running, watching(running) as watch:
             target = Target(running.file.gateway_target, running.file.token)
             await watch.simulator(latency_ms=latency_ms)
-            await fill_brands(running, range(1, BRANDS + 1))
+            await fill(running, range(1, BRANDS + 1))
             console.print("codes without a backlog")
             quiet = await _codes(watch, target, per_second=per_second, seconds=min(10.0, seconds))
             _, before = await watch.taken_on(limit=1)
@@ -184,6 +185,17 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
         "p99": round(quantile(values, 0.99), 1),
         "greatest": round(values[-1], 1),
     }
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 4."""
+    quiet, beside = (result[name]["accepted_to_call_ms"] for name in ("quiet", "beside"))
+    return [
+        Figure(4, "code to carrier call, nothing else, p99", "ms", [quiet["p99"]]),
+        Figure(4, f"… beside a backlog of {result['backlog']:,}, p50", "ms", [beside["p50"]]),
+        Figure(4, f"… beside a backlog of {result['backlog']:,}, p99", "ms", [beside["p99"]], aim=250, at_most=True),
+        Figure(4, "marketing meanwhile", "messages/s", [result["beside"]["marketing_per_second"]], aim=1),
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import psycopg
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import CALLERS, differences, stack, write
+from bench.figures import Figure
+from bench.harness import CALLERS, console, differences, stack, write
 from bench.load import Rate, Target, unary_pairs
 
 LIVE_BRANDS = 1_000
@@ -32,8 +32,6 @@ POLL_SECONDS = 0.25
 BOOKED_SECONDS_MAX = 600
 # From the end of a grant to the moment when what it gave ends, at least.
 LEAD_SECONDS_MIN = 1
-
-console = Console()
 
 # Packages as an operator grants them. Whoever holds a lane's brands in memory is told by the lane's version.
 _LOCK = "update costcenter.lane set version = version + 1"
@@ -213,6 +211,21 @@ def _as_dict(took: float, during: list[Rate], without: list[Rate]) -> dict[str, 
         "p99 beside the sweep, ms": round(max(rate.p99_ms for rate in during), 1),
         "p99 without, ms": round(max(rate.p99_ms for rate in without), 1),
     }
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 7."""
+    runs, title = result["rounds"], f"ends of {result['packages']:,} packages"
+    found = []
+    if "seconds, nothing else" in runs[0]:
+        found.append(
+            Figure(7, f"{title}, nothing else", "s", [run["seconds, nothing else"] for run in runs], 60, at_most=True)
+        )
+    return [
+        *found,
+        Figure(7, f"{title}, beside calls", "s", [run["seconds, beside calls"] for run in runs], 60, at_most=True),
+        Figure(7, "calls beside it / without", "", [run["ratio"] for run in runs], aim=0.7),
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

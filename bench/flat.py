@@ -16,11 +16,11 @@ from typing import Any
 
 import psycopg
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
-from bench import __main__ as whole
-from bench.__main__ import CALLERS, stack, write
+from bench import harness
+from bench.figures import Figure
+from bench.harness import CALLERS, console, stack, write
 from bench.ledger_data import Shape
 from bench.load import Target, batch_pairs, unary_pairs
 from bench.reconcile import filled, latencies
@@ -30,12 +30,10 @@ from smsbill.stack import Stack
 BATCHES, BATCH_SIZE, BATCH_CALLERS = 12, 1_000, 4
 QUERIES = 300
 BRANDS = 1_000
-COUNT = "select coalesce(sum(reltuples)::bigint, 0) from pg_class where oid = 'costcenter.payment'::regclass"
-
-console = Console()
+COUNT = "select count(*) from costcenter.payment"
 
 
-async def figures(running: Stack, seconds: float) -> dict[str, float]:
+async def one_round(running: Stack, seconds: float) -> dict[str, float]:
     """What is compared, once."""
     target = Target(running.file.costcenter_target, running.service_token)
     brands = range(1, BRANDS + 1)
@@ -72,23 +70,39 @@ async def measure(shape: Shape, given: Path | None, rounds: int, seconds: float)
         # Twice: what the services have planned on empty tables says nothing of full ones.
         async with stack(full_folder) as running:
             await filled(running, shape)
-            await whole.fill(running, range(1, BRANDS + 1))
+            await harness.fill(running, range(1, BRANDS + 1))
         empty = await exits.enter_async_context(stack(folders[0]))
-        await whole.fill(empty, range(1, BRANDS + 1))
+        await harness.fill(empty, range(1, BRANDS + 1))
         full = await exits.enter_async_context(stack(full_folder))
         async with await psycopg.AsyncConnection.connect(full.file.ledger_database_url) as connection:
             row = await (await connection.execute(COUNT)).fetchone()
         # What the first calls read and plan is no round's.
         for running in (empty, full):
-            await figures(running, 1.0)
+            await one_round(running, 1.0)
         for number in range(1, rounds + 1):
             order = (("empty", empty), ("full", full)) if number % 2 else (("full", full), ("empty", empty))
-            runs.append({name: await figures(running, seconds) for name, running in order})
+            runs.append({name: await one_round(running, seconds) for name, running in order})
             console.print(f"round {number} of {rounds}", runs[-1])
     return {
         "payments": row[0] if row else 0,
         "rounds": runs,
     }
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 5."""
+    runs = result["rounds"]
+
+    def ratio(name: str) -> list[float]:
+        return [run["full"][name] / run["empty"][name] for run in runs]
+
+    calls = [name for name in runs[0]["empty"] if not name.endswith("ms")]
+    title = f"with {round(result['payments'], -5):,} payments / empty"
+    return [
+        *(Figure(5, f"{name.rsplit(',', 1)[0]}, {title}", "", ratio(name), aim=0.8) for name in calls),
+        # A tenth is what two empty ledgers differ by.
+        Figure(5, f"GetBalance, time, {title}", "", ratio("GetBalance, median ms"), aim=1.1, at_most=True),
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, stack, write
+from bench.figures import Figure
+from bench.harness import console, fill, stack, write
 from bench.load import Target, single_messages
-from bench.watch import POSTGRES, REDIS, SIMULATOR, Watch, fill_brands, quantile, until, used, watching
+from bench.watch import REDIS, Watch, quantile, until, used, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
@@ -61,18 +62,18 @@ async def woken(watch: Watch, target: Target, brands: Sequence[int]) -> list[flo
     return sorted(waits)
 
 
-async def run(brands: int, messages: int, seconds: float, sample: int) -> dict[str, Any]:
+async def run(brands: int, messages: int, seconds: float, sample: int, settle_seconds: float) -> dict[str, Any]:
     """Memory in megabytes and processor time in percent of a processor, by process."""
     console.print(f"{brands:,} brands")
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
         async with stack(Path(folder)) as running, watching(running) as watch:
             target = Target(running.file.gateway_target, running.file.token)
-            await fill_brands(running, range(1, brands + 1))
+            await fill(running, range(1, brands + 1))
             await single_messages(
                 target, running.file.database_url, messages=messages, callers=_CALLERS,
                 brands=range(1, brands + 1), seconds_max=_SECONDS_MAX,
             )  # fmt: skip
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await asyncio.sleep(settle_seconds)
             waiting = await watch.waiting()
             before, started = await watch.processes(), time.perf_counter()
             redis = await watch.redis_megabytes()
@@ -91,11 +92,36 @@ async def run(brands: int, messages: int, seconds: float, sample: int) -> dict[s
     }
 
 
-async def measure(brands: int, seconds: float, sample: int) -> dict[str, Any]:
+async def measure(brands: int, seconds: float, sample: int, settle_seconds: float = _SETTLE_SECONDS) -> dict[str, Any]:
     """Both stacks."""
-    one = await run(1, brands, seconds, 0)
-    many = await run(brands, brands, seconds, sample)
+    one = await run(1, brands, seconds, 0, settle_seconds)
+    many = await run(brands, brands, seconds, sample, settle_seconds)
     return {"one": one, "many": many}
+
+
+def queues(result: dict[str, Any]) -> tuple[float, float]:
+    """What gateway, workers and Redis take more with many idle brands than with one: megabytes, % of a processor."""
+    one, many = result["one"], result["many"]
+    names = [name for name in many["percent"] if name in ("gateway", REDIS) or name.startswith("worker")]
+    return (
+        sum(many["megabytes"][name] - one["megabytes"][name] for name in names),
+        sum(many["percent"][name] - one["percent"][name] for name in names),
+    )
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 6."""
+    megabytes, percent = queues(result)
+    brands = f"{result['many']['brands']:,}"
+    return [
+        Figure(6, f"{brands} idle brands, memory", "MB", [megabytes], aim=50, at_most=True),
+        # A percent is less than what two looks at one idle stack differ by.
+        Figure(6, f"{brands} idle brands, processor", "%", [percent], aim=1, at_most=True),
+        Figure(
+            6, "first message of an idle brand to carrier call, p99", "ms", [quantile(result["many"]["wake_ms"], 0.99)],
+            aim=100, at_most=True,
+        ),
+    ]  # fmt: skip
 
 
 def show(result: dict[str, Any]) -> None:
@@ -103,17 +129,13 @@ def show(result: dict[str, Any]) -> None:
     one, many = result["one"], result["many"]
     table = Table("process", "one brand, MB", f"{many['brands']:,} brands, MB", "more", "one, % cpu", "many, % cpu")
     for name in many["megabytes"]:
-        memory = (one["megabytes"][name], many["megabytes"][name])
+        sizes = (one["megabytes"][name], many["megabytes"][name])
         percent = (one["percent"].get(name, 0.0), many["percent"].get(name, 0.0))
-        more = f"{memory[1] - memory[0]:+,.1f}"
-        table.add_row(name, *(f"{value:,.1f}" for value in memory), more, *(f"{value:.2f}" for value in percent))
+        more = f"{sizes[1] - sizes[0]:+,.1f}"
+        table.add_row(name, *(f"{value:,.1f}" for value in sizes), more, *(f"{value:.2f}" for value in percent))
     console.print(table)
-    ours = [name for name in many["percent"] if name not in (POSTGRES, SIMULATOR)]
-    queues = [name for name in ours if name == "gateway" or name == REDIS or name.startswith("worker")]
-    for title, names in (("gateway, workers, Redis", queues), ("with the cost centre", ours)):
-        memory = sum(many["megabytes"][name] - one["megabytes"][name] for name in names)
-        percent = sum(many["percent"][name] - one["percent"][name] for name in names)
-        console.print(f"{title}: {memory:+.1f} MB, {percent:+.2f} % of a processor")
+    memory, processor = queues(result)
+    console.print(f"gateway, workers, Redis: {memory:+.1f} MB, {processor:+.2f} % of a processor")
     waits = many["wake_ms"]
     console.print(
         f"first message of {len(waits)} idle brands, accepted to carrier call: p50 {quantile(waits, 0.5):.0f} ms, "

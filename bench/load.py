@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -160,63 +160,6 @@ async def single_messages(
         accepted = time.perf_counter() - started
         await _all_final(database_url, f"{run}-", messages, seconds_max)
         return messages / accepted, messages / (time.perf_counter() - started)
-
-
-async def batch_messages(
-    target: Target, database_url: str, *, messages: int, brand_id: int, seconds_max: float
-) -> tuple[float, float]:
-    """(sent a second, receipts booked a second) of one batch: from its acceptance until the carrier has taken all,
-    and from the first receipt booked to the last; the carrier pushes each receipt in a request of its own.
-    """
-    run = secrets.token_hex(4)
-    # Not numbers that the simulator treats specially.
-    mobiles = [f"+86139{number:07d}5" for number in range(messages)]
-
-    async def parts() -> AsyncIterator[gateway_pb.SendBatchSmsRequest]:
-        yield gateway_pb.SendBatchSmsRequest(
-            header=gateway_pb.BatchHeader(
-                brand_id=brand_id, request_id=run, sms_type=types_pb2.SMS_TYPE_MARKETING, text="【示例】周末全场八折。"
-            )
-        )
-        for start in range(0, messages, _RECIPIENTS_PER_PART):
-            part = mobiles[start : start + _RECIPIENTS_PER_PART]
-            yield gateway_pb.SendBatchSmsRequest(recipients=gateway_pb.BatchRecipients(mobiles=part))
-
-    async with (
-        target.channel() as channel,
-        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection,
-        asyncio.timeout(seconds_max),
-    ):
-        stub = SmsGatewayStub(channel)
-        batch = await stub.SendBatchSms(parts(), metadata=bearer(target.token))
-        accepted = time.perf_counter()
-        sent = first = 0.0
-        while True:
-            waiting, final = await _progress(connection, brand_id, batch.batch_id)
-            now = time.perf_counter()
-            if not sent and not waiting:
-                sent = now - accepted
-            if not first and final:
-                first, first_final = now, final
-            if final == messages:
-                # Polled: what was booked before the first look does not count, nor does its time.
-                return messages / sent, (final - first_final) / max(now - first, 1e-9)
-            await asyncio.sleep(0.1)
-
-
-async def _progress(
-    connection: psycopg.AsyncConnection[tuple[int, int]], brand_id: int, batch_id: str
-) -> tuple[int, int]:
-    """Messages of a batch that are not sent yet, and those that are final."""
-    row = await (
-        await connection.execute(
-            "select count(*) filter (where state < 5), count(*) filter (where state = any(%s))"
-            " from smsgateway.message where brand_id = %s and batch_id = %s",
-            (list(FINAL_STATES), brand_id, batch_id),
-        )
-    ).fetchone()
-    assert row is not None
-    return row
 
 
 async def _all_final(database_url: str, prefix: str, messages: int, seconds_max: float) -> None:

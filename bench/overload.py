@@ -22,10 +22,10 @@ from typing import Any
 import grpc
 import psutil
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import BRANDS, CALLERS, differences, fill, stack, write
+from bench.figures import Figure
+from bench.harness import BRANDS, CALLERS, console, differences, fill, stack, write
 from bench.load import Target
 from bench.wire import Wire, connect
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -40,11 +40,11 @@ UNDER_WAY_MAX = 50_000
 TICK_SECONDS = 0.002
 # How long is waited for the last replies.
 DRAIN_SECONDS_MAX = 60
+# What a caller that times out after five seconds still gets.
+ACCEPTED_P99_MS = 4_000
 OK = grpc.StatusCode.OK.value[0]
 # The library's own refusal is CANCELLED (SMSBILL_GRPC_PENDING_MAX).
 REFUSED = {code.value[0]: code.name for code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)}
-
-console = Console()
 
 
 @dataclass(slots=True)
@@ -206,6 +206,24 @@ async def measure(rounds: int, seconds: float, factor: float) -> dict[str, Any]:
         "rounds": runs,
         "differences": found,
     }
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 8."""
+    runs = result["rounds"]
+
+    def of(name: str) -> list[float]:
+        return [run[name] for run in runs]
+
+    return [
+        Figure(8, f"{result['factor']:g} times the peak offered, accepted / peak", "", of("accepted / peak"), aim=0.9),
+        Figure(8, "… accepted, p99", "ms", of("accepted, p99 ms"), aim=ACCEPTED_P99_MS, at_most=True),
+        Figure(8, "… refused, p99", "ms", of("refused, p99 ms")),
+        *(
+            Figure(8, f"… refused as {name}, of the calls", "", of(f"{name}, of the calls"))
+            for name in REFUSED.values()
+        ),
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

@@ -29,10 +29,9 @@ import psycopg
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 
-from bench.__main__ import stack, write
+from bench.harness import console, stack, write
 from bench.ledger_data import BEGIN_US, DAYS, Shape, fill
 from bench.load import Target, unary_pairs
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -44,8 +43,6 @@ RECONCILE_SECONDS_MAX = 900
 CALLERS = 32
 QUERIES = 300
 MONTH = "2026-01"
-
-console = Console()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ from typing import Any
 import uvloop
 from rich.table import Table
 
-from bench.__main__ import console, differences, stack, write
+from bench.figures import Figure
+from bench.harness import console, differences, fill, stack, write
 from bench.load import Target
-from bench.watch import Process, Watch, fill_brands, until, used, watching
+from bench.watch import SIMULATOR, Process, Watch, until, used, watching
 from infra.grpc_server import bearer
 from protos.costcenter.v1 import types_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
@@ -35,6 +36,13 @@ from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
 
 BRANDS = 100
 SCENARIOS = ("singles", "batches", "receipts")
+_GOALS = {
+    "singles": ("single messages, accepted to receipt booked", 800),
+    "batches": ("batch messages, accepted to sent", 8_000),
+    "receipts": ("receipts booked, one request each", 2_000),
+}
+# Fewer do not tell how something grows.
+_ROWS_MIN = 6
 _CALLERS = 256
 # Accepted and not done, at most: enough to keep every step busy, few enough that a backlog cannot hide in it.
 _SINGLES_IN_HAND = 2_000
@@ -259,20 +267,44 @@ async def measure(names: Sequence[str], seconds: float, interval: float, workers
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
         async with stack(Path(folder), workers=workers) as running, watching(running) as watch:
             target = Target(running.file.gateway_target, running.file.token)
-            await fill_brands(running, range(1, BRANDS + 1))
+            await fill(running, range(1, BRANDS + 1))
             for name in names:
                 results[name] = await scenario(name, watch, target, seconds, interval)
             found = await differences(running)
-    return {"seconds": seconds, "scenarios": results, "differences": found}
+    return {"seconds": seconds, "interval": interval, "scenarios": results, "differences": found}
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """What it says of goal 3."""
+    found = []
+    for name, run in result["scenarios"].items():
+        title, aim = _GOALS[name]
+        found.append(Figure(3, f"{title}, {result['seconds']:g} s", "/s", _rates(run) or [run["per_second"]], aim=aim))
+        if len(rows := run["rows"]) >= _ROWS_MIN:
+            found.append(Figure(3, f"… growth of memory, {name}", "MB/min", [_growth(rows, result["interval"])]))
+            found.append(Figure(3, f"… waits, {name}", "", [sum(row["waiting"].values()) for row in rows]))
+    return found
+
+
+def _rates(run: dict[str, Any]) -> list[float]:
+    # The last row may be cut short by the end.
+    return [row["per_second"] for row in run["rows"][:-1] or run["rows"]]
+
+
+def _growth(rows: Sequence[dict[str, Any]], interval: float) -> float:
+    """Megabytes a minute of all processes but the simulator, whose record grows, over the second half of a run: in the
+    first, what is filled once still grows.
+    """
+    half = rows[len(rows) // 2 :]
+    memory = [sum(size for name, size in row["megabytes"].items() if name != SIMULATOR) for row in half]
+    return statistics.linear_regression(range(len(memory)), memory).slope * 60 / interval
 
 
 def show(result: dict[str, Any]) -> None:
     """The figures as a table."""
     table = Table("scenario", "messages", "whole, /s", "median, /s", "least", "greatest", "growth, MB", "waits most")
     for name, run in result["scenarios"].items():
-        # The last row may be cut short by the end.
-        rates = [row["per_second"] for row in run["rows"][:-1] or run["rows"]]
-        if not rates:
+        if not (rates := _rates(run)):
             console.print(f"{name}: shorter than an interval")
             continue
         # The first row still has what is filled once: pools, caches, plans.

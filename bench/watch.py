@@ -15,13 +15,9 @@ import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from bench.__main__ import SEGMENTS, console
-from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from smsbill.stack import Stack
 
 POSTGRES, REDIS, SIMULATOR = "postgres", "redis", "carrier-simulator"
-# Calls that prepare a bench, under way at once.
-_CALLERS = 32
 # What waits somewhere, each counted up to a bound by its index, so that asking costs little.
 _WAITING = {
     "dispatches": "select count(*) from smsgateway.dispatch",
@@ -151,31 +147,6 @@ async def until(reached: Callable[[], Awaitable[bool]], *, seconds_max: float, p
 def used(before: Mapping[str, Process], after: Mapping[str, Process], seconds: float) -> dict[str, float]:
     """Percent of a processor that each process took between two looks, `seconds` apart."""
     return {name: 100 * (after[name].seconds - before[name].seconds) / seconds for name in after if name in before}
-
-
-async def fill_brands(running: Stack, brands: Sequence[int]) -> None:
-    """Brands with more segments than any run pays, several at a time; shows how far it is."""
-    client = running.client()
-    left = list(reversed(brands))
-
-    async def one_by_one() -> None:
-        while left:
-            brand_id = left.pop()
-            await client.call(client.admin.PutBrand, admin_pb.PutBrandRequest(brand_id=brand_id, name=f"b{brand_id}"))
-            await client.call(
-                client.admin.AdjustPackage,
-                admin_pb.AdjustPackageRequest(
-                    brand_id=brand_id, request_id="fill", author="bench", reason="bench",
-                    grant=admin_pb.GrantAdjustment(segments=SEGMENTS),
-                ),
-            )  # fmt: skip
-            if left and len(left) % 1_000 == 0:
-                console.print(f"filling brands, {len(left):,} left")
-
-    try:
-        await asyncio.gather(*(one_by_one() for _ in range(_CALLERS)))
-    finally:
-        await client.close()
 
 
 def quantile(values: Sequence[float], share: float) -> float:
