@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -27,8 +27,10 @@ from typing import Any, cast
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from smsgateway.schema import Mode
@@ -299,9 +301,43 @@ def receipts_key(number: int) -> str:
     return f"receipts:{{{number}}}"
 
 
+class _Healing:
+    """Has a connection that was lost before it could be written to fail as every lost connection does.
+
+    uvloop raises a RuntimeError then, which the client library hands on as it is: for those who call, that would be an
+    error of the program and no outage.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        """Send bytes. Raises `redis.ConnectionError`."""
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise RedisConnectionError(f"connection lost: {error}") from error
+
+
+class _TcpConnection(_Healing, Connection):
+    pass
+
+
+class _TlsConnection(_Healing, SSLConnection):
+    pass
+
+
+class _SocketConnection(_Healing, UnixDomainSocketConnection):
+    pass
+
+
+_HEALING: Mapping[type, type] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _SocketConnection,
+}
+
+
 def open_redis(url: str, *, connections_max: int, timeout_seconds: float, name: str = "smsbill") -> Redis:
     """A client that answers in text. An outage is an error at once: those who call back off by themselves."""
-    return Redis.from_url(
+    redis = Redis.from_url(
         url,
         decode_responses=True,
         max_connections=connections_max,
@@ -311,6 +347,9 @@ def open_redis(url: str, *, connections_max: int, timeout_seconds: float, name: 
         # A command repeated by the client itself after a lost reply would queue twice.
         retry=Retry(NoBackoff(), 0),
     )
+    pool = redis.connection_pool
+    pool.connection_class = _HEALING[pool.connection_class]
+    return redis
 
 
 class Queues:

@@ -7,8 +7,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 from gateway_harness import eventually
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from smsgateway.queues import (
     FREED,
@@ -55,6 +57,24 @@ async def leased(queues: Queues, queue: Queue, worker: str = "w1", ttl_ms: int =
 async def read(queues: Queues, lease: Lease, start: str = ">", count: int = 10) -> list[str] | None:
     (entries,) = await queues.read([(lease, count, start)])
     return None if entries is None else [entry.id for entry in entries]
+
+
+def test_a_connection_lost_under_uvloop_is_an_outage(redis_url: str) -> None:
+    """What is written to a connection that has just been lost fails as an outage does, not as an error of ours."""
+
+    async def body() -> None:
+        client = open_redis(redis_url, connections_max=2, timeout_seconds=5)
+        try:
+            connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(RedisConnectionError):
+                await connection.send_command("PING")
+            assert await client.ping()
+        finally:
+            await client.aclose()
+
+    uvloop.run(body())
 
 
 def test_names_follow_the_documented_form() -> None:
