@@ -35,7 +35,7 @@ test: $(VENV)/.dev ## Run every test
 prove: $(VENV)/.dev ## Minutes of random sequences on the ledger and on broken copies of it (SEED=, PROVE_SECONDS=, ONLY=)
 	$(BIN)/python -m scripts.prove
 
-chaos: $(VENV)/.dev ## Break everything while messages are sent, and judge what became of each (SEED=, CHAOS_SECONDS=, RATE=)
+chaos: $(VENV)/.dev ## Break everything while messages are sent, and judge what became of each (SEED=, SEEDS=, MESSAGES=, ONLY=)
 	$(BIN)/python -m chaos
 
 lint: $(VENV)/.dev ## Style, types, protos

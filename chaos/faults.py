@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import psycopg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from chaos.network import COSTCENTER, GATEWAY, Network
+from chaos.proxy import Proxy
 from infra.database import TRANSIENT
 from smsbill.stack import Stack
 
@@ -25,6 +27,11 @@ PAUSE_SECONDS = (0.3, 2.5)
 STILL_SECONDS = (0.2, 6.0)
 MOOD_SECONDS = (1.0, 5.0)
 FORGERIES = 20
+# On each way; an exchange takes both.
+DELAY_SECONDS = (0.02, 0.3)
+NETWORK_SECONDS = (0.5, 6.0)
+# Whom a fault of the network meets: one way of one process, all that a process talks to, or all that talk to a part.
+SCOPES = ("way", "caller", "called")
 _HTTP_SECONDS = 5.0
 
 # What a carrier does to us, as the simulator is told it, and what ends it.
@@ -52,20 +59,40 @@ CALM: Mapping[str, Any] = {
 class Faults:
     """Breaks a stack again and again.
 
-    Parameters: `stack` with its own servers and the simulator; `note` is told each fault in one line.
+    Parameters: `stack` with its own servers and the simulator; `network` the proxies between its parts; `note` is told
+    each fault in one line; `only` the kinds that are wanted, all where it is empty. Raises `ValueError` for a kind that
+    there is not.
     """
 
-    def __init__(self, stack: Stack, randomness: random.Random, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        network: Network,
+        randomness: random.Random,
+        note: Callable[[str], None],
+        only: Collection[str] = (),
+    ) -> None:
         self.counts: Counter[str] = Counter()
+        # Forged receipts that were taken; none may be.
+        self.forged = 0
         self._stack = stack
+        self._network = network
         self._random = randomness
+        # Of the fault under way: what it draws by the state of things must not change the faults that follow.
+        self._draws = randomness
         self._note = note
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_HTTP_SECONDS))
-        self._moods: list[asyncio.Task[None]] = []
+        self._ending: set[asyncio.Task[None]] = set()
         self._stopped: set[int] = set()
-        self._kinds: list[tuple[int, str, Callable[[], Awaitable[str]]]] = [
+        kinds: list[tuple[int, str, Callable[[], Awaitable[str]]]] = [
             (6, "kill", self._kill),
             (4, "stand still", self._stand_still),
+            (2, "slow network", self._slow),
+            (2, "cut", self._cut),
+            (3, "reset", self._reset),
+            (3, "black hole", self._black_hole),
+            (3, "lost answers", self._lose_answers),
+            (2, "refused connections", self._refuse),
             (2, "cut connections of PostgreSQL", self._cut_connections),
             (1, "stop PostgreSQL at once", self._stop_postgres),
             (1, "kill PostgreSQL", self._kill_postgres),
@@ -74,19 +101,24 @@ class Faults:
             (8, "mood of the carrier", self._mood),
             (2, "forged receipts", self._forge),
         ]
+        if unknown := set(only) - {name for _, name, _ in kinds}:
+            raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(k[1] for k in kinds)}")
+        self._kinds = [kind for kind in kinds if not only or kind[1] in only]
 
     async def calm(self) -> None:
         """The carrier at its best."""
         await self._tell(CALM)
 
-    async def run(self, seconds: float) -> None:
-        """Faults one after another for so long, then calm."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while loop.time() < end:
-            await asyncio.sleep(self._random.uniform(*PAUSE_SECONDS))
-            weights = [weight for weight, _, _ in self._kinds]
+    async def run(self, over: asyncio.Event) -> None:
+        """Faults one after another until it is over."""
+        weights = [weight for weight, _, _ in self._kinds]
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), self._random.uniform(*PAUSE_SECONDS))
+            if over.is_set():
+                return
             _, name, fault = self._random.choices(self._kinds, weights)[0]
+            self._draws = random.Random(self._random.getrandbits(64))
             try:
                 detail = await fault()
             except (*TRANSIENT, OSError, RedisError, aiohttp.ClientError, TimeoutError, LookupError) as error:
@@ -98,21 +130,34 @@ class Faults:
 
     async def close(self) -> None:
         """End what still goes on, and let everything that stands still go on."""
-        for task in self._moods:
+        for task in self._ending:
             task.cancel()
-        await asyncio.gather(*self._moods, return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
         for pid in list(self._stopped):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         try:
+            for proxy in self._network.proxies():
+                await _heal(proxy)
             await self.calm()
         finally:
             await self._session.close()
 
+    def _afterwards(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        """End a fault after so long; `close` ends it in any case."""
+
+        async def end() -> None:
+            await asyncio.sleep(seconds)
+            await act()
+
+        task = asyncio.create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
     def _victim(self) -> tuple[str, int]:
         """A process of ours; not the simulator, whose memory is the proof."""
         processes = [child for child in self._stack.file.children if child.name != "carrier-simulator"]
-        victim = self._random.choice(processes)
+        victim = self._draws.choice(processes)
         return victim.name, victim.pid
 
     async def _kill(self) -> str:
@@ -122,19 +167,93 @@ class Faults:
 
     async def _stand_still(self) -> str:
         name, pid = self._victim()
-        seconds = self._random.uniform(*STILL_SECONDS)
+        seconds = self._draws.uniform(*STILL_SECONDS)
         os.kill(pid, signal.SIGSTOP)
         self._stopped.add(pid)
-        self._moods.append(asyncio.create_task(self._go_on(pid, seconds)))
-        return f"{name} for {seconds:.1f} s"
 
-    async def _go_on(self, pid: int, seconds: float) -> None:
-        try:
-            await asyncio.sleep(seconds)
-        finally:
+        async def go_on() -> None:
             self._stopped.discard(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+        self._afterwards(seconds, go_on)
+        return f"{name} for {seconds:.1f} s"
+
+    # The network.
+
+    def _ways(self) -> tuple[str, list[Proxy]]:
+        """Whom a fault meets, and the ways there."""
+        scope = self._draws.choice(SCOPES)
+        caller, called = self._draws.choice(self._network.ways)
+        if scope == "way":
+            return f"{caller} → {called}", self._network.proxies(caller=caller, called=called)
+        if scope == "caller":
+            return f"{caller} → all", self._network.proxies(caller=caller)
+        service = next((each for each in (COSTCENTER, GATEWAY) if called.startswith(each)), called)
+        return f"all → {service}", [proxy for proxy in self._network.proxies() if proxy.called.startswith(service)]
+
+    async def _slow(self) -> str:
+        whom, proxies = self._ways()
+        delay, seconds = self._draws.uniform(*DELAY_SECONDS), self._draws.uniform(*NETWORK_SECONDS)
+        for proxy in proxies:
+            proxy.delay_seconds = delay
+
+        async def end() -> None:
+            for proxy in proxies:
+                proxy.delay_seconds = 0.0
+
+        self._afterwards(seconds, end)
+        return f"{whom} by {delay * 1_000:.0f} ms for {seconds:.1f} s"
+
+    async def _cut(self) -> str:
+        whom, proxies = self._ways()
+        return f"{whom}, {sum(proxy.cut() for proxy in proxies)} connections"
+
+    async def _reset(self) -> str:
+        whom, proxies = self._ways()
+        return f"{whom}, {sum(proxy.reset() for proxy in proxies)} connections"
+
+    async def _black_hole(self) -> str:
+        whom, proxies = self._ways()
+        seconds, torn = self._draws.uniform(*NETWORK_SECONDS), self._draws.random() < 0.5
+        count = sum(proxy.hold() for proxy in proxies)
+
+        async def end() -> None:
+            for proxy in proxies:
+                if torn:
+                    proxy.reset()
+                proxy.release()
+
+        self._afterwards(seconds, end)
+        return f"{whom}, {count} connections for {seconds:.1f} s, then {'reset' if torn else 'goes on'}"
+
+    async def _lose_answers(self) -> str:
+        whom, proxies = self._ways()
+        seconds = self._draws.uniform(*NETWORK_SECONDS)
+        count = sum(proxy.mute() for proxy in proxies)
+
+        async def end() -> None:
+            for proxy in proxies:
+                proxy.unmute()
+
+        self._afterwards(seconds, end)
+        return f"{whom}, {count} connections for {seconds:.1f} s, then reset"
+
+    async def _refuse(self) -> str:
+        whom, proxies = self._ways()
+        seconds = self._draws.uniform(*NETWORK_SECONDS)
+        for proxy in proxies:
+            proxy.refuse()
+            proxy.reset()
+
+        async def end() -> None:
+            for proxy in proxies:
+                await proxy.accept()
+
+        self._afterwards(seconds, end)
+        return f"{whom} for {seconds:.1f} s"
+
+    # The servers.
 
     async def _cut_connections(self) -> str:
         async with await psycopg.AsyncConnection.connect(
@@ -171,16 +290,14 @@ class Faults:
             await redis.flushall()
         return "all of it"
 
-    async def _mood(self) -> str:
-        mood = self._random.choice(MOODS)
-        seconds = self._random.uniform(*MOOD_SECONDS)
-        await self._tell(mood)
-        self._moods.append(asyncio.create_task(self._calm_after(mood, seconds)))
-        return f"{dict(mood)} for {seconds:.1f} s"
+    # The carrier.
 
-    async def _calm_after(self, mood: Mapping[str, Any], seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await self._tell({name: CALM[name] for name in mood})
+    async def _mood(self) -> str:
+        mood = self._draws.choice(MOODS)
+        seconds = self._draws.uniform(*MOOD_SECONDS)
+        await self._tell(mood)
+        self._afterwards(seconds, lambda: self._tell({name: CALM[name] for name in mood}))
+        return f"{dict(mood)} for {seconds:.1f} s"
 
     async def _tell(self, settings: Mapping[str, Any]) -> None:
         async with self._session.post(f"{self._stack.file.simulator_url}/simulator/settings", json=settings) as answer:
@@ -197,6 +314,13 @@ class Faults:
             url = f"{self._stack.file.gateway_url}/callbacks/chuanglan/report"
             async with self._session.get(url, params=query) as answer:
                 taken += answer.status < 400
-        if taken:
-            self.counts["forged receipts taken"] += taken
+        self.forged += taken
         return f"{taken} of {FORGERIES} taken"
+
+
+async def _heal(proxy: Proxy) -> None:
+    """End every fault of a way. Where a part of an answer is lost, so is the connection."""
+    proxy.delay_seconds = 0.0
+    proxy.unmute()
+    proxy.release()
+    await proxy.accept()

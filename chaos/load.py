@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 SEGMENTS = 1_000_000
 TYPES = (types_pb2.SMS_TYPE_VERIFICATION, types_pb2.SMS_TYPE_NOTIFICATION, types_pb2.SMS_TYPE_MARKETING)
-BATCH_SIZE = 250
+# Numbers of a batch, and the share of all messages that come in batches. In short runs they are smaller.
+BATCH_SIZES = (50, 500)
+BATCHES_LEAST = 8
+BATCH_SHARE = 0.6
 # The shortest and the longest text: one segment, and three.
 TEXTS = ("【Chaos】code 4711", "【混沌】" + "每一条都要对得上" * 20)
 
@@ -69,38 +72,48 @@ async def sell(client: Client, brands: Sequence[int]) -> None:
 
 
 class Callers:
-    """Callers that send for as long as they are let. Every number is used once, so each can be told apart.
+    """Callers that send as much as they are told. Every number is used once, so each can be told apart.
 
-    Parameters: `client` of the stack; `brands` that send; `rate` messages a second over all callers.
+    Parameters: `client` of the stack; `brands` that send.
     """
 
-    def __init__(self, client: Client, brands: Sequence[int], randomness: random.Random, rate: float) -> None:
+    def __init__(self, client: Client, brands: Sequence[int], randomness: random.Random) -> None:
         self.sent = Sent()
         self._client = client
         self._brands = brands
         self._random = randomness
-        self._rate = rate
+        # Its own: how often a call is repeated must not change what is sent next.
+        self._jitter = random.Random()
         self._numbers = 0
         self._run = secrets.token_hex(4)
         self._waiting: set[asyncio.Task[None]] = set()
 
-    async def run(self, seconds: float) -> None:
-        """Send singles and now and then a batch for so long, and wait until every call has its answer."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        turn = 0
-        while loop.time() < end:
+    async def run(self, messages: int, seconds: float, over: asyncio.Event) -> None:
+        """Send so many messages at least, singles and batches mixed, over about so long; then wait for every answer.
+
+        Parameters: `over` is set when everything has been asked once, before the last answers.
+        """
+        least, most = (min(size, max(1, messages // BATCHES_LEAST)) for size in BATCH_SIZES)
+        batches = max(1, round(messages * BATCH_SHARE / ((least + most) / 2)))
+        singles = max(1, round(messages * (1 - BATCH_SHARE)))
+        rate, every = (singles + batches) / seconds, singles // batches + 1
+        turn = asked = 0
+        while asked < messages:
             turn += 1
             brand_id = self._random.choice(self._brands)
             sms_type, text = self._random.choice(TYPES), self._random.choice(TEXTS)
-            if turn % 150 == 0:
-                work = self._batch(brand_id, f"{self._run}-{turn}", sms_type, text, self._take(BATCH_SIZE))
+            if turn % every == 0:
+                numbers = self._take(self._random.randint(least, most))
+                work = self._batch(brand_id, f"{self._run}-{turn}", sms_type, text, numbers)
             else:
-                work = self._single(brand_id, f"{self._run}-{turn}", sms_type, text, self._take(1)[0])
+                numbers = self._take(1)
+                work = self._single(brand_id, f"{self._run}-{turn}", sms_type, text, numbers[0])
+            asked += len(numbers)
             task = asyncio.create_task(work)
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
-            await asyncio.sleep(self._random.expovariate(self._rate))
+            await asyncio.sleep(self._random.expovariate(rate))
+        over.set()
         await asyncio.gather(*self._waiting)
 
     def _take(self, count: int) -> list[str]:
@@ -159,5 +172,5 @@ class Callers:
             if loop.time() > end:
                 self.sent.unanswered.append(request_id)
                 return
-            await asyncio.sleep(pause * self._random.uniform(0.5, 1))
+            await asyncio.sleep(pause * self._jitter.uniform(0.5, 1))
             pause = min(pause * 2, PAUSE_SECONDS_MAX)

@@ -42,17 +42,23 @@ _ERRORS_KEPT = 100
 _WITHOUT_METRICS_URL = ("gateway", "carrier-simulator")
 
 Variables = Mapping[str, str]
+Adjust = Callable[[str, Variables], Awaitable[Variables]]
 
 
 class Stack:
     """Everything that `smsbill up` runs.
 
     Parameters: `simulator` whether the carrier is the simulated one; `notify` is told in one line what a person
-    should know (a process died, an error was logged). `hurry`, once set, makes a stop kill instead of drain.
+    should know (a process died, an error was logged). `hurry`, once set, makes a stop kill instead of drain. `adjust`
+    is given a process's name and variables before each of its starts, and returns those that it gets: for whoever puts
+    something between the parts.
     """
 
-    def __init__(self, settings: StackSettings, *, simulator: bool, notify: Notify) -> None:
+    def __init__(
+        self, settings: StackSettings, *, simulator: bool, notify: Notify, adjust: Adjust | None = None
+    ) -> None:
         self.settings = settings
+        self._adjust = adjust
         self.data_dir = Path(os.path.realpath(settings.data_dir.expanduser()))
         self.hurry = asyncio.Event()
         self.started_at = time.time()
@@ -219,7 +225,11 @@ class Stack:
         environment: Callable[[], Awaitable[Variables]],
         on_ready: Callable[[Report], None],
     ) -> None:
-        settings = self.settings
+        settings, adjust = self.settings, self._adjust
+
+        async def adjusted() -> Variables:
+            variables = await environment()
+            return variables if adjust is None else await adjust(name, variables)
 
         def ready(report: Report) -> None:
             on_ready(report)
@@ -230,7 +240,7 @@ class Stack:
         self._children[name] = Child(
             name,
             arguments,
-            environment=environment,
+            environment=adjusted,
             on_ready=ready,
             log=LogFile(Path(self.file.log_folder) / f"{name}.log", settings.log_file_bytes),
             limits=Limits(
