@@ -18,6 +18,7 @@ from costcenter.metrics import DUE, RELEASES
 from costcenter.operations import AppliedReply, ApplyRelease, BookDue, DueReply
 from costcenter.settings import Settings
 from infra.authorization import Role, current_principal
+from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal, invalid
 from protos.costcenter.v1 import cost_center_jobs_pb2 as pb
@@ -61,7 +62,11 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
 
     async def _apply_releases(self, due: list[tuple[int, str, int]]) -> pb.ApplyReleasesResponse:
         operations = [ApplyRelease(brand_id, "", b"", release_no) for brand_id, release_no, _ in due]
-        outcomes = await self._engine.apply_all(operations) if operations else []
+        if not operations:
+            return pb.ApplyReleasesResponse()
+        reach("costcenter.release.found")
+        outcomes = await self._engine.apply_all(operations)
+        reach("costcenter.release.applied")
         segments, failed = 0, []
         for row, outcome in zip(due, outcomes, strict=True):
             if isinstance(outcome, AppliedReply):

@@ -23,6 +23,7 @@ from costcenter.keys import GroupKeys
 from costcenter.metrics import GROUP_RETRIES
 from costcenter.operations import BookDue, DueReply, Needs, Operation, Reply
 from costcenter.translation import REPLIES
+from infra.crash_points import reach
 from infra.database import TRANSIENT, Session, ThreadConnection
 from infra.errors import Refusal, idempotency_conflict, unavailable
 from infra.identifiers import IdentifierSource
@@ -170,7 +171,9 @@ class Lane:
             assert row is not None
             version, now = row
             booked = store_due.book_ended_packages(connection, brand_ids, self._clock() if self._clock else now)
+            reach("costcenter.due.committing")
             connection.commit()
+        reach("costcenter.due.committed")
         self._forget_unless_alone(version)
         self._kept.forget(booked, version)
         for brand_id, packages in booked.items():
@@ -214,7 +217,9 @@ class Lane:
                     ]
             book.check()
             writes.send_rest(book.now)
+            reach("costcenter.group.committing")
             connection.commit()
+        reach("costcenter.group.committed")
         self._kept.keep(book, version)
         return outcomes
 

@@ -55,6 +55,11 @@ class BaseSettings(pydantic_settings.BaseSettings):
         description="A loop or thread that has not turned for so long, beyond its own interval, makes its process not "
         "ready; longer than any call and transaction takes",
     )
+    crash_point: str = Field(
+        "",
+        description="For tests alone: a name of crash-points.md, with :<n> for the n-th arrival; the process that"
+        " arrives there kills itself",
+    )
     grpc_tls_certificate: Path | None = Field(
         None, description="PEM certificate chain of the gRPC ports; with a key: TLS"
     )

@@ -1,4 +1,4 @@
-"""Generate docs/rpcs.md, docs/settings.md and the metrics of docs/operations.md, or check that they are current.
+"""Generate docs/rpcs.md, docs/settings.md, docs/crash-points.md and the metrics of docs/operations.md, or check them.
 
 Run as `make docs`; with `--check` nothing is written and a difference exits 1.
 
@@ -52,6 +52,34 @@ SERVICES = (
     ("costcenter.v1.CostCenterJobs", "costcenter.jobs_service", "port 50051"),
     ("smsgateway.v1.SmsGateway", "smsgateway.service", "port 50052"),
 )
+
+CRASH_POINTS_INTRODUCTION = """# Crash points
+
+{notice}
+
+Places in the code at which a test has a process killed exactly: before and after each commit, push, call and
+acknowledgement. With `SMSBILL_CRASH_POINT=<name>` in its environment a process kills itself with SIGKILL when it
+arrives there for the first time, with `<name>:3` the third time; the last line of its log says so. A name that is not
+in this list is refused at the start. Without the setting a point costs one comparison.
+
+This is for tests alone. A process that is started again with the setting dies there again.
+
+`tests/fault/test_crash_points.py` kills real processes at each of these points, starts them again, and judges: every
+message is final, the carrier took it once, it is charged if and only if it was sent, nothing is frozen, owed or queued
+any more, and `reconcile` finds nothing. What is done once more (a call of the cost centre, an entry in a queue, a
+caller's retry, a carrier's push) has the same id and counts once.
+
+Only at two of them can a death end a message unsent: between the mark and the record of the carrier's answer
+(`worker.dispatch.marked`, `worker.dispatch.answered`) nobody else knows whether the carrier took the call. A receipt
+decides it; without one the message counts as failed with `OUTCOME_UNKNOWN` after `SMSBILL_OUTCOME_HOURS`, and its
+segments are given back.
+
+A worker's sweeper that finishes what a gateway left goes through `gateway.single.frozen` to `gateway.single.pushed`.
+
+| Point | What has happened | What has not yet |
+|---|---|---|
+{rows}
+"""
 
 RPC_INTRODUCTION = """# RPCs
 
@@ -495,6 +523,13 @@ def _bounds(field: FieldInfo) -> str:
     return ", ".join(part for part in (low, high) if part)
 
 
+def crash_points_page() -> str:
+    """docs/crash-points.md."""
+    points = importlib.import_module("smsbill.crash_points").POINTS
+    rows = [f"| `{name}` | {_cell(point.done)} | {_cell(point.not_yet)} |" for name, point in points.items()]
+    return CRASH_POINTS_INTRODUCTION.format(notice=NOTICE, rows="\n".join(rows))
+
+
 def operations_page(current: str) -> str:
     """docs/operations.md with the list of metrics renewed."""
     before, begin, rest = current.partition(METRICS_BEGIN)
@@ -543,6 +578,7 @@ def main() -> int:
     pages = {
         DOCS / "rpcs.md": RpcPage(Protos()).text(),
         DOCS / "settings.md": settings_page(),
+        DOCS / "crash-points.md": crash_points_page(),
         operations: operations_page(operations.read_text("utf-8")),
     }
     stale = []

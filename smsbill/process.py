@@ -16,6 +16,7 @@ import uvloop
 
 from infra.settings import BaseSettings
 from infra.telemetry import configure_logging
+from smsbill import crash_points
 from smsbill.parent import STOP_MARGIN_SECONDS, end_by_force_after
 
 log = structlog.get_logger(__name__)
@@ -58,6 +59,7 @@ def run(
     if threads:
         sys.setswitchinterval(SWITCH_SECONDS)
     configure_logging(name, level=settings.log_level, log_format=settings.log_format)
+    crash_points.arm(settings.crash_point)
     uvloop.run(_serve(name, settings, service, report))
 
 

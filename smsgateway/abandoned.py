@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal
 from infra.identifiers import IdentifierSource
@@ -72,6 +73,7 @@ class AbandonedCalls:
             keys.append(Key(item.brand_id, Mode.BATCH, item.request_id, item.target_id, b""))
             if not isinstance(reply, Refusal):
                 orders[item.target_id] = (item.brand_id, reply.order_no)
+        reach("worker.sweep.batches")
         async with self._database.connection() as connection:
             if left:
                 await store.postpone_batches(connection, left)
@@ -83,5 +85,6 @@ class AbandonedCalls:
             ]
             if owed:
                 await outbox.insert(connection, owed, hold_seconds=0)
+        reach("worker.sweep.undone")
         log.info("abandoned batches undone", batches=len(gone), left=len(left))
         return len(gone)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal, idempotency_conflict, unavailable
 from infra.grouping import Grouper
@@ -125,7 +126,9 @@ class SingleAcceptor:
         self._group_size.observe(len(calls))
         self._group_wait.observe(time.monotonic() - calls[0].single.asked_at)
         outcomes: dict[int, sms_gateway_pb2.SendSmsResponse | Refusal] = {}
+        reach("gateway.single.recording")
         open_calls, items = await self._record(calls, outcomes)
+        reach("gateway.single.recorded")
         if items:
             settled = await self._settler.settle(items)
             outcomes.update((id(call), outcome) for call, outcome in zip(open_calls, settled, strict=True))

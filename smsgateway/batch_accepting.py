@@ -9,6 +9,7 @@ from typing import Self
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal, idempotency_conflict, not_found, overloaded, unavailable
 from infra.identifiers import IdentifierSource
@@ -99,6 +100,7 @@ class BatchAcceptor:
             len(batch.mobiles),
             batch.segments(),
         )
+        reach("gateway.batch.recording")
         async with self._database.connection() as connection:
             if await store.insert_keys(connection, [key]):
                 await store.insert_batch(connection, record)
@@ -107,6 +109,7 @@ class BatchAcceptor:
                 found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
                 if found is None:
                     raise unavailable("the first call of this request_id has just ended; call again")
+        reach("gateway.batch.recorded")
         if found is not None:
             if found.fingerprint != batch.fingerprint:
                 raise idempotency_conflict(batch.request_id)
@@ -134,7 +137,9 @@ class BatchAcceptor:
         except Unsettled:
             raise
         except Refusal as refusal:
+            reach("gateway.batch.forgetting")
             return await self._forget(key, refusal)
+        reach("gateway.batch.frozen")
         reply = sms_gateway_pb2.SendBatchSmsResponse(
             batch_id=record.batch_id,
             order_no=frozen.order_no,
@@ -160,9 +165,12 @@ class BatchAcceptor:
                     # A hundred chunks in a row would hold up every other call.
                     await asyncio.sleep(0)
             await store.insert_chunks(connection, record, frozen.order_no, chunks)
+            reach("gateway.batch.storing")
+        reach("gateway.batch.queued")
         await self._queue.push(
             [QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id) for chunk in chunks]
         )
+        reach("gateway.batch.pushed")
         return reply
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
@@ -270,6 +278,8 @@ class BatchCanceller:
                     connection, owed_back(self._identifiers, brand_id, dispatches, messages), hold_seconds=0
                 )
             cancelled_in_all = await store.count_cancelled(connection, brand_id, batch_id)
+            reach("gateway.batch.cancelling")
+        reach("gateway.batch.cancelled")
         return sms_gateway_pb2.CancelBatchResponse(
             cancelled=len(messages), not_cancelled=messages_in_all - cancelled_in_all
         )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from redis.exceptions import RedisError
 
+from infra.crash_points import reach
 from infra.database import TRANSIENT, Database
 from infra.heartbeat import Heartbeat
 from smsgateway.metrics import QUEUE_FAILURES
@@ -86,6 +87,7 @@ class DispatchQueue:
     async def _note(self) -> None:
         entries, self._entries = self._entries, []
         for start in range(0, len(entries), _NOTES_PER_TRANSACTION):
+            reach("gateway.entry.noting")
             try:
                 async with self._database.connection() as connection:
                     await store.note_stream_entries(connection, entries[start : start + _NOTES_PER_TRANSACTION])

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
+from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal
 from infra.identifiers import IdentifierSource
@@ -77,12 +78,16 @@ class ParkedWork:
 
     async def retry(self, kind: ParkedKind, keys: Sequence[Key]) -> set[str]:
         """Have work tried again soon, with its tries counted anew; the ids of what was parked."""
+        reach("gateway.parked.retrying")
         async with self._database.connection() as connection:
             if kind is ParkedKind.DISPATCH:
-                return await store.retry_dispatches(connection, keys)
-            if kind is ParkedKind.OUTBOX:
-                return await store.retry_outbox(connection, keys)
-            return await store.retry_receipts(connection, [key[1] for key in keys])
+                retried = await store.retry_dispatches(connection, keys)
+            elif kind is ParkedKind.OUTBOX:
+                retried = await store.retry_outbox(connection, keys)
+            else:
+                retried = await store.retry_receipts(connection, [key[1] for key in keys])
+        reach("gateway.parked.retried")
+        return retried
 
     async def drop(self, kind: ParkedKind, keys: Sequence[Key], *, detail: str) -> Dropped:
         """Drop work; `detail` becomes the result of its messages. Raises the database's errors."""
@@ -104,6 +109,7 @@ class ParkedWork:
         doubtful = [item for item in found if item.payment_no is None and item.epoch != 0]
         certain = [item for item in found if item.payment_no is not None or item.epoch == 0]
         paid, uncharged = await self._settle_payments(doubtful, dropped)
+        reach("gateway.parked.dropping")
         async with self._database.connection() as connection:
             settled, failed = await store.drop_dispatches(
                 connection, [*certain, *paid, *uncharged], code=DROPPED_CODE, detail=detail
@@ -112,6 +118,7 @@ class ParkedWork:
             owing = [item for item in (*certain, *paid) if item.dispatch_id in dropped.ids]
             messages = [CancelledMessage(row.dispatch_id, row.message_id, row.segments) for row in failed]
             await outbox.insert(connection, self._owed(owing, messages), hold_seconds=0)
+        reach("gateway.parked.dropped")
         return dropped
 
     async def _settle_payments(

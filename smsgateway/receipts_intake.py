@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from infra.grouping import Grouper
 from infra.identifiers import IdentifierSource
@@ -99,8 +100,10 @@ class ReceiptIntake:
         GROUP_SIZE.labels(_GROUP).observe(len(taken))
         GROUP_WAIT_SECONDS.labels(_GROUP).observe(time.monotonic() - taken[0].at)
         rows = [item.receipt for item in taken]
+        reach("gateway.receipt.storing")
         async with self._database.statement() as connection:
             await insert_receipts(connection, rows, requeue_seconds=self._requeue_seconds)
+        reach("gateway.receipt.stored")
         for row in rows:
             if self._pushes.full:
                 # Redis is slower than the carriers: a sweeper queues the rest.
@@ -110,4 +113,6 @@ class ReceiptIntake:
         return rows
 
     async def _push(self, items: list[ReceiptItem]) -> Sequence[bool]:
-        return [await self._queue.push_receipts(items)] * len(items)
+        pushed = await self._queue.push_receipts(items)
+        reach("gateway.receipt.pushed")
+        return [pushed] * len(items)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal, unavailable
 from infra.identifiers import IdentifierSource
@@ -102,6 +103,7 @@ class MessageSettler:
         (`Unsettled`). Raises the database's errors; then nothing is known of any of them.
         """
         replies = await self._ledger.batch_freeze([freeze_request(item) for item in items])
+        reach("gateway.single.frozen")
         outcomes: list[Outcome] = []
         frozen: list[Accepted] = []
         refused: list[Key] = []
@@ -131,6 +133,7 @@ class MessageSettler:
         if frozen:
             async with self._database.statement() as connection:
                 queued = await store.queue_messages(connection, frozen)
+            reach("gateway.single.queued")
         corrected: dict[str, Outcome] = {}
         lost = [call for call in frozen if call.target_id not in queued]
         if lost or refused:
@@ -139,6 +142,7 @@ class MessageSettler:
                 corrected = await self._settle_lost(
                     connection, lost, [key for key in refused if key.target_id not in gone]
                 )
+            reach("gateway.single.forgotten")
         await self._queue.push(
             [
                 QueueItem(item.brand_id, item.sms_type, Mode.SINGLE, item.target_id)
@@ -146,6 +150,7 @@ class MessageSettler:
                 if item.target_id in queued
             ]
         )
+        reach("gateway.single.pushed")
         return [corrected.get(item.target_id, outcome) for item, outcome in zip(items, outcomes, strict=True)]
 
     async def _settle_lost(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from infra.crash_points import reach
 from infra.errors import Refusal
 from infra.grouping import Grouper
 from smsgateway.queues import Entry, Lease, Queue, Queues
@@ -189,6 +190,7 @@ class Lane:
             self._done(lease.queue)
 
     async def _handle(self, lease: Lease, entry: Entry, key: tuple[int, str]) -> None:
+        reach("worker.dispatch.read")
         self._ids_in_hand.add(key)
         try:
             if await self._sender.send(lease.queue, lease.epoch, entry.id):
@@ -215,6 +217,7 @@ class Lane:
 
     async def _acknowledge_all(self, entries: list[tuple[Queue, str]]) -> Sequence[Refusal | None]:
         await self._queues.acknowledge(entries)
+        reach("worker.dispatch.acknowledged")
         return [None] * len(entries)
 
     # Giving back.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal
 from smsgateway import outbox_calls
@@ -89,6 +90,7 @@ class OutboxRelay:
         done: list[tuple[int, str]] = []
         put_off: list[PutOff] = []
         unsettled = 0
+        reach("worker.outbox.calling")
         for kind in OutboxKind:
             some = [row for row in rows if row.kind is kind]
             if not some:
@@ -102,9 +104,11 @@ class OutboxRelay:
                 else:
                     done.append((row.brand_id, row.outbox_id))
                     REFUNDED.labels(_NAMES[kind]).inc(getattr(outcome, "refunded", 0))
+        reach("worker.outbox.called")
         if done:
             async with self._database.statement() as connection:
                 await outbox.delete(connection, done)
+            reach("worker.outbox.removed")
         if put_off:
             async with self._database.connection() as connection:
                 await outbox.put_off(connection, put_off)

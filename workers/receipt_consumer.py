@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
@@ -110,6 +111,8 @@ class ReceiptConsumer:
                 raise outcome
         self._in_hand[number] = []
         await self._queues.acknowledge_receipts(number, [entry.entry_id for entry in entries])
+        if entries:
+            reach("worker.receipt.acknowledged")
         return True
 
     async def _read(self, number: int) -> list[ReceiptEntry]:
@@ -149,6 +152,7 @@ class ReceiptConsumer:
                     await store.put_off(connection, [self._put_off(one, repr(error), None) for one, _ in loaded])
 
     async def _settle_all(self, items: list[ReceiptItem]) -> list[Exception | None]:
+        reach("worker.receipt.read")
         started = time.perf_counter()
         async with self._database.statement() as connection:
             loaded = await store.load(connection, items)
@@ -156,6 +160,7 @@ class ReceiptConsumer:
         unsettled = [item for item in matched if _is_undecided(item.addressee)]
         if unsettled:
             await self._settle_dispatches(unsettled)
+            reach("worker.receipt.decided")
         outcomes = await self._report(matched)
         settled: list[_Matched] = []
         for item, outcome in zip(matched, outcomes, strict=True):
@@ -166,14 +171,17 @@ class ReceiptConsumer:
                 REFUNDED.labels("receipt").inc(outcome.refunded)
         changed: list[tuple[int, str, int, int]] = []
         if settled:
+            reach("worker.receipt.reported")
             finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
             async with self._database.statement() as connection:
                 changed = await store.settle(
                     connection, [_item(item.receipt) for item in settled], _first_per_message(finals)
                 )
+            reach("worker.receipt.settled")
         if put_off:
             async with self._database.connection() as connection:
                 await store.put_off(connection, put_off)
+            reach("worker.receipt.put_off")
         self._count(settled, changed)
         if put_off:
             log.info("receipts put off", reasons=dict(Counter(item.error for item in put_off)))
@@ -185,6 +193,8 @@ class ReceiptConsumer:
         """Queue receipts again that are due; return how many."""
         async with self._database.connection() as connection:
             items = await store.take_due(connection, hold_seconds=self._settings.receipt_requeue_seconds, limit=limit)
+        if items:
+            reach("worker.sweep.receipts")
         await self._queues.push_receipts(items)
         return len(items)
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import structlog
 
+from infra.crash_points import reach
 from protos.costcenter.v1 import cost_center_jobs_pb2
 from workers.metrics import REFUNDED, SWEEPS, SWEPT
 
@@ -35,6 +36,8 @@ class ReleaseConsumer:
     async def apply_releases(self) -> bool:
         """Apply releases that are due, waiting for one a while; True to go on at once."""
         reply = await self._ledger.apply_releases(wait_seconds=self._wait_seconds)
+        if reply.applied:
+            reach("worker.release.applied")
         REFUNDED.labels("release").inc(reply.segments)
         if reply.put_back:
             log.warning("releases put back", put_back=reply.put_back)

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
@@ -210,6 +211,7 @@ class Sender:
             return False
         if claimed is None:
             return True
+        reach("worker.dispatch.claimed")
         self._queue_seconds.observe(max(0.0, time.time() - claimed.created_at.timestamp()))
         return await self._finish(queue, claimed)
 
@@ -238,6 +240,7 @@ class Sender:
             await self._halve(queue, progress, None)
             return
         await self._pay(progress)
+        reach("worker.dispatch.paid")
         while True:
             await self._account.opened(self._stop)
             await self._slots.acquire(queue)
@@ -314,9 +317,11 @@ class Sender:
                     await self._fail_uncharged(progress, refusal)
                 else:
                     raise
+        reach("worker.dispatch.refrozen")
         order = (claimed.brand_id, claimed.dispatch_id, claimed.epoch, order_no)
         if not await self._insist("order", lambda _: self._orders.submit(order), patient=False):
             raise _Lost
+        reach("worker.dispatch.reordered")
         log.info("freeze had expired, frozen once more", order_no=order_no)
         progress.claimed = replace(claimed, order_no=order_no)
 
@@ -357,8 +362,10 @@ class Sender:
             if not await self._unmark(progress, call_id):
                 raise _Lost
             return call_id, None
+        reach("worker.dispatch.marked")
         called = time.perf_counter()
         outcome = await self._call(progress.claimed, call_id)
+        reach("worker.dispatch.answered")
         self._call_seconds.observe(time.perf_counter() - called)
         CARRIER_CALLS.labels(self._carrier.account_id, self._labels[1], outcome.verdict.value).inc()
         return call_id, outcome
@@ -460,15 +467,18 @@ class Sender:
         if item.failed_count:
             log.warning("accepted in part, which part is not told", failed_count=item.failed_count)
         if await self._insist("settle", lambda _: self._acceptances.submit(item), patient=True):
+            reach("worker.dispatch.settled")
             RESULTS.labels(self._labels[0], "sent").inc(claimed.messages)
 
     async def _fail(self, item: Failure, messages: int) -> None:
         if await self._insist("fail", lambda _: self._failures.submit(item), patient=True):
+            reach("worker.dispatch.failed")
             RESULTS.labels(self._labels[0], "failed").inc(messages)
 
     async def _set_unknown(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
         call = (claimed.brand_id, claimed.dispatch_id, call_id)
         if await self._insist("unknown", lambda _: self._unknowns.submit(call), patient=True):
+            reach("worker.dispatch.unknown")
             RESULTS.labels(self._labels[0], "unknown").inc(claimed.messages)
             log.warning("outcome unknown", call_id=call_id, code=outcome.code, detail=outcome.detail)
 
@@ -479,6 +489,7 @@ class Sender:
         unmarked = await self._insist("unmark", lambda _: self._unmarks.submit(item), patient=True)
         if unmarked is None:
             raise _Lost
+        reach("worker.dispatch.taken_back")
         progress.attempts = unmarked.attempts
         stopped = outcome.verdict is Verdict.STOP_ACCOUNT
         asked = outcome.retry_after_s or 0.0
@@ -531,6 +542,7 @@ class Sender:
                 )
 
         await self._insist("halve", halve, patient=True)
+        reach("worker.dispatch.halved")
         log.info("chunk halved", messages=claimed.messages, first=first, second=second)
         await asyncio.gather(*(self._send_half(queue, claimed, half) for half in (first, second)))
 
@@ -569,6 +581,7 @@ class Sender:
         )
         try:
             await self._insist("put back", lambda _: self._put_backs.submit(item), patient=True)
+            reach("worker.dispatch.put_back")
         except Exception:
             log.exception("dispatch not given back")
             return False

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from redis.exceptions import RedisError
 
+from infra.crash_points import reach
 from infra.database import Database
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.abandoned import AbandonedCalls
@@ -74,6 +75,8 @@ class Sweepers:
             rows = await store.set_overdue_unknown(
                 connection, older_than_seconds=self._overdue_seconds, limit=self._settings.sweep_page
             )
+        if rows:
+            reach("worker.sweep.overdue")
         for row in rows:
             RESULTS.labels(TYPE_NAMES[row.sms_type], "unknown").inc(row.messages)
             log.warning("call without an answer", dispatch_id=row.dispatch_id, request_id=row.request_id)
@@ -98,6 +101,8 @@ class Sweepers:
                     (item.brand_id, item.dispatch_id): item.payment_no for item in items
                 }
                 rows = await self._settlement.owe_back(connection, payments, failed)
+            if rows:
+                reach("worker.sweep.undecided")
             self._relay.offer(rows)
             self._count_failed(items, failed, code)
             count += len(items)
@@ -126,6 +131,8 @@ class Sweepers:
             )
             rows = [self._expiry(message) for message in messages]
             await outbox.insert(connection, rows, hold_seconds=self._settings.outbox_hold_seconds)
+        if rows:
+            reach("worker.sweep.expired")
         self._relay.offer(rows)
         for message in messages:
             RESULTS.labels(TYPE_NAMES[message.sms_type], "expired").inc()
@@ -196,6 +203,7 @@ class Sweepers:
         async with self._database.connection() as connection:
             freed = await store.free(connection, stale)
         if freed:
+            reach("worker.sweep.freed")
             log.info("claims of gone workers freed", dispatches=len(freed))
         return len(freed)
 
@@ -212,7 +220,9 @@ class Sweepers:
     async def _push(self, items: Sequence[QueueItem]) -> int:
         if not items:
             return 0
+        reach("worker.sweep.taken")
         entries = await self._queues.push(items)
+        reach("worker.sweep.pushed")
         # Should this fail they are queued once more by the next pass, and sent once.
         async with self._database.connection() as connection:
             await store.set_entries(
