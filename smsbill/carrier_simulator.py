@@ -4,8 +4,9 @@ Services never import it; they meet it over HTTP alone, as they meet the vendor.
 
 It takes ``POST /msg/send/json`` (and ``/msg/v1/send/json``, ``/msg/variable/json``, ``/msg/balance/json``,
 ``/msg/pull/report``), remembers every message that it took on, bills by the domestic rule, and pushes receipts as GET.
-Receipts that become due while no ``receipt_url`` is set wait to be pulled instead. It misbehaves on request: see
-`SimulatorSettings`, changed while it runs by ``POST /simulator/settings`` with any of its fields as JSON.
+Receipts that become due while no ``receipt_url`` is set wait to be pulled instead, and so do those whose pushes were
+lost or never acknowledged. It misbehaves on request: see `SimulatorSettings`, changed while it runs by
+``POST /simulator/settings`` with any of its fields as JSON.
 
 ``GET /simulator/record?after=<n>&limit=<n>`` pages through what it took on: ``entries`` numbered from 1 (``after`` is
 the last number seen; ``next_after`` goes on), ``numbers`` with how often each number of the page occurs in the whole
@@ -13,8 +14,8 @@ record, and ``totals``. Refused calls are in the totals only. ``GET /`` shows th
 control here: keep it on the loopback address.
 
 Nothing is forgotten and nothing grows without bound: when the record is full, calls are refused with code 104. Of each
-receipt it is counted whether it was acknowledged, pulled, given up after its tries, or lost on request; what is
-still waiting at the end is logged.
+receipt it is counted whether it was acknowledged, pulled, abandoned after its tries, or lost on request; what is still
+waiting at the end, to be pushed or pulled, is logged.
 """
 
 import asyncio
@@ -100,6 +101,12 @@ def _count(value: object) -> int:
     return value
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 def _seed(value: object) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError("must be a whole number or null")
@@ -180,6 +187,10 @@ class SimulatorSettings:
         receipt_tries: pushes of a receipt before it is given up.
         receipt_retry_interval_ms: milliseconds between them.
         receipt_timeout_ms: milliseconds for the answer to a push.
+        receipt_keep: whether a receipt that is given up after its pushes waits to be pulled; else nobody ever gets it.
+        push_loss: share of receipts that are never pushed, however often tried, and wait to be pulled.
+        pull_error_rate: share of pulls answered with an error; nothing is taken.
+        pull_loss: share of pulls that take their rows and are never answered.
         undeliverable_numbers: numbers, or endings of numbers, whose receipt is always UNDELIV.
         refused_numbers: numbers, or endings of numbers, for which the whole call is refused with 107.
         batch_numbers_max: numbers in one call before it is refused with 108.
@@ -205,6 +216,10 @@ class SimulatorSettings:
     receipt_tries: int = _ruled(3, _count)
     receipt_retry_interval_ms: float = _ruled(60_000.0, _milliseconds)
     receipt_timeout_ms: float = _ruled(5_000.0, _milliseconds)
+    receipt_keep: bool = _ruled(True, _flag)
+    push_loss: float = _ruled(0.0, _share)
+    pull_error_rate: float = _ruled(0.0, _share)
+    pull_loss: float = _ruled(0.0, _share)
     undeliverable_numbers: Sequence[str] = _ruled(("0000",), _suffixes)
     refused_numbers: Sequence[str] = _ruled(("1111",), _suffixes)
     batch_numbers_max: int = _ruled(1_000, _count)
@@ -223,6 +238,8 @@ class SimulatorSettings:
             )
         if sum(self.receipt_states.values()) > 1 + 1e-9:
             raise SettingsError("receipt_states add up to more than 1")
+        if self.pull_error_rate + self.pull_loss > 1 + 1e-9:
+            raise SettingsError("pull_error_rate and pull_loss add up to more than 1")
         if self.receipt_delay_ms_min > self.receipt_delay_ms_max:
             raise SettingsError("receipt_delay_ms_min is more than receipt_delay_ms_max")
 
@@ -504,7 +521,17 @@ class CarrierSimulator:
                 raise _Refusal("130")
         except _Refusal as refusal:
             return _json({"ret": 1, "error": f"refused with {refusal.code}"})
-        return _json({"ret": 0, "result": self._receipts.pull(int(count))})
+        settings = self._settings
+        # Drawn only on request, so that pulls leave the fates of calls repeatable.
+        drawn = self._random.random() if settings.pull_error_rate or settings.pull_loss else 1.0
+        if drawn < settings.pull_error_rate:
+            return _json({"ret": 1, "error": "system busy"})
+        rows = self._receipts.pull(int(count))
+        if drawn < settings.pull_error_rate + settings.pull_loss:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=504)
+        return _json({"ret": 0, "result": rows})
 
     def _authorized(self, body: bytes) -> dict[str, Any]:
         try:
@@ -920,6 +947,9 @@ class _Receipts:
             )
         return rows
 
+    def _is_push_lost(self) -> bool:
+        return bool(self._settings.push_loss) and self.random.random() < self._settings.push_loss
+
     def _draw_state(self) -> str:
         if self._states:
             drawn = self.random.random()
@@ -947,7 +977,7 @@ class _Receipts:
         horizon = loop.time() + 0.001
         while self._heap and self._heap[0][0] <= horizon:
             receipt = heappop(self._heap)
-            if self._target is None:
+            if self._target is None or self._is_push_lost():
                 self._pullable.append((receipt[2], receipt[3]))
             else:
                 self._ready.put_nowait(receipt)
@@ -968,7 +998,10 @@ class _Receipts:
                 if _acknowledges(answer):
                     self._acknowledged += 1
                 elif tries + 1 >= self._settings.receipt_tries:
-                    self._abandoned += 1
+                    if self._settings.receipt_keep:
+                        self._pullable.append((index, state))
+                    else:
+                        self._abandoned += 1
                 else:
                     due = loop.time() + self._settings.receipt_retry_interval_ms / 1_000
                     heappush(self._heap, (due, number, index, state, tries + 1))

@@ -246,6 +246,19 @@ receipt_inbox = Table(
     Index("receipt_inbox_parked_id", "inbox_id", postgresql_where=text("next_at is null")),
 )
 
+# Whose turn it is to pull an account's receipts, and since when nothing is left there that we do not have.
+receipt_pull = Table(
+    "receipt_pull",
+    metadata,
+    Column("account", Text, nullable=False),
+    _identifier("worker"),
+    _moment("until"),  # the worker's turn
+    _moment("started_at"),  # its last pull
+    _moment("emptied_at", nullable=True),  # start of the last pull after which nothing more waited
+    _moment("stored_at", nullable=True),  # when what that pull brought was stored
+    PrimaryKeyConstraint("account"),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
         description="How long to wait after Chuanglan says that it is outside its hours",
     )
 
+    # Receipts that wait at the carrier.
+    receipt_pull: bool = Field(
+        True,
+        description="Whether workers pull receipts that the carrier could not push; turn it off where another system "
+        "pulls the same account: each receipt is given once",
+    )
+
     # What a call may hold.
     text_characters_max: int = Field(
         536, ge=1, le=10_000, description="Characters of a text, signature included; Chuanglan takes 536 = 8 x 67"

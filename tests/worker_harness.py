@@ -26,7 +26,7 @@ from protos.costcenter.v1 import (
 )
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsbill.carrier_simulator import CarrierSimulator, SimulatorConfig, SimulatorSettings
-from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, CarrierLimits, SingleCall, Verdict
+from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, CarrierLimits, PulledReceipts, SingleCall, Verdict
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.process import GatewayProcess
 from smsgateway.queues import Queues, open_redis
@@ -102,6 +102,9 @@ class ScriptedCarrier:
         return 1
 
     def parse_pushed_receipt(self, params: Any) -> Any:
+        raise NotImplementedError
+
+    async def pull_receipts(self, count: int) -> PulledReceipts:
         raise NotImplementedError
 
     async def aclose(self) -> None:

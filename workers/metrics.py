@@ -75,6 +75,18 @@ RECEIPTS = Counter(
     ["result"],
     registry=REGISTRY,
 )
+PULLS = Counter(
+    "smsbill_receipt_pulls",
+    "Pulls of receipts: found, empty, refused (nothing was taken), unanswered (what was taken is gone)",
+    ["account", "result"],
+    registry=REGISTRY,
+)
+PULLED = Counter(
+    "smsbill_receipts_pulled",
+    "Receipts pulled from the carrier: stored, malformed (told by the log only, and gone)",
+    ["account", "result"],
+    registry=REGISTRY,
+)
 REFUNDED = Counter(
     "smsbill_refunded_segments", "Segments that calls of this worker gave back, by kind", ["kind"], registry=REGISTRY
 )

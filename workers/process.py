@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from smsgateway.carriers.chuanglan import ChuanglanCarrier
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.queues import Queues, open_redis
+from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.schema import Mode
 from smsgateway.settling import MessageSettler
 from workers.account import AccountGate
@@ -36,6 +37,7 @@ from workers.metrics import TYPE_NAMES
 from workers.notices import Notices
 from workers.outbox_relay import OutboxRelay
 from workers.receipt_consumer import ReceiptConsumer
+from workers.receipt_puller import ReceiptPuller
 from workers.release_consumer import ReleaseConsumer
 from workers.sender import Sender
 from workers.settings import Settings
@@ -70,6 +72,7 @@ class WorkerProcess:
         # No colon: it stands before one in a lease. Random, because a restarted worker is another one.
         self.worker_id = f"w{os.getpid()}-{secrets.token_hex(6)}"
         self._relay: OutboxRelay | None = None
+        self._puller: ReceiptPuller | None = None
         self.http_port = 0
 
     @property
@@ -86,6 +89,11 @@ class WorkerProcess:
         except BaseException:
             self._stop.set()
             await self._loops.stop(0)
+            if self._puller is not None:
+                # It may have taken what nobody can ask for again.
+                with suppress(*OUTAGES):
+                    async with asyncio.timeout(self._settings.drain_seconds):
+                        await self._puller.close()
             await self._stack.aclose()
             raise
 
@@ -99,7 +107,8 @@ class WorkerProcess:
         await self._loops.stop(min(self._settings.drain_seconds * _DRAIN_LOOPS, deadline - time.monotonic()))
         try:
             async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
-                await asyncio.gather(*(lane.give_back() for lane in self._lanes.values()))
+                closing = [] if self._puller is None else [self._puller.close()]
+                await asyncio.gather(*closing, *(lane.give_back() for lane in self._lanes.values()))
                 while self._relay is not None and self._relay.waiting:
                     await self._relay.send_offered()
         except OUTAGES as error:
@@ -188,6 +197,9 @@ class WorkerProcess:
             self._watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
         )
         self._stack.push_async_callback(dispatch_queue.close)
+        pulls = settings.receipt_pull and carrier is not None and carrier.limits.max_pull > 0
+        if pulls and carrier is not None:
+            self._add_puller(carrier, database, ReceiptIntake(database, dispatch_queue, identifiers, settings))
         self._add_sweepers(
             Sweepers(
                 database=database,
@@ -204,6 +216,7 @@ class WorkerProcess:
                 ),
                 worker=self.worker_id,
                 call_seconds=carrier.limits.call_timeout_s if carrier is not None else 60,
+                pulled=carrier.account_id if pulls and carrier is not None else None,
                 settings=settings,
             )
         )
@@ -250,6 +263,11 @@ class WorkerProcess:
                     wake=lane.wake,
                 )
         self._loops.add("leases", self._renew, interval_seconds=settings.lease_seconds / 3)
+
+    def _add_puller(self, carrier: Carrier, database: Database, intake: ReceiptIntake) -> None:
+        self._stack.push_async_callback(intake.close)
+        self._puller = puller = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
+        self._loops.add("receipt-pull", puller.step, interval_seconds=self._settings.receipt_pull_seconds)
 
     def _add_notices(self, waiting: Redis, queues: Queues) -> None:
         notices = Notices(
@@ -308,7 +326,8 @@ class WorkerProcess:
             return None
         # A connection for every slot: a call that waits for one would be a slot of another type lost.
         slots = 2 * sum(self._settings.slots(sms_type) for sms_type in TYPE_NAMES)
-        return ChuanglanCarrier(replace(config, connections_max=slots))
+        # And one to pull receipts.
+        return ChuanglanCarrier(replace(config, connections_max=slots + 1))
 
 
 async def _is_reachable(redis: Redis) -> bool:

@@ -144,6 +144,27 @@ class Settings(gateway_settings.Settings):
         72, gt=0, le=8_760, description="How long a receipt is tried before it is parked for an operator"
     )
 
+    # Receipts that wait at the carrier (`receipt_pull`).
+    receipt_pull_seconds: float = Field(
+        30, gt=0, le=86_400, description="Time between two pulls of receipts; one worker at a time pulls"
+    )
+    receipt_pull_count: int = Field(
+        100, ge=1, le=1_000, description="Receipts asked for in one pull, at most what the carrier allows"
+    )
+    receipt_pulls_max: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Pulls in a row while more wait, then a rest: a carrier that never ends must not fill the inbox",
+    )
+    receipt_pull_wait_hours: float = Field(
+        24,
+        ge=0,
+        le=8_760,
+        description="How much longer an unknown outcome waits, after SMSBILL_OUTCOME_HOURS, for a pull that leaves "
+        "nothing at the carrier; then it is settled all the same",
+    )
+
     # Sweepers and the cost centre's jobs.
     sweep_seconds: float = Field(5, gt=0, le=600, description="Time between two looks for what made no progress")
     stalled_seconds: float = Field(

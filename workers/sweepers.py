@@ -15,7 +15,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.abandoned import AbandonedCalls
 from smsgateway.queues import Queue, QueueItem, Queues
 from smsgateway.schema import DispatchState, Mode, OutboxKind
-from smsgateway.store import outbox, parked
+from smsgateway.store import outbox, parked, pulling
 from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
@@ -36,7 +36,8 @@ NO_RECEIPT = "NO_RECEIPT"
 class Sweepers:
     """The sweepers of the gateway's records. Each method is one bounded turn; True asks for another at once.
 
-    Parameters: `call_seconds` the longest time that a carrier call may take.
+    Parameters: `call_seconds` the longest time that a carrier call may take; `pulled` the carrier's account whose
+    receipts the workers pull.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Sweepers:
         abandoned: AbandonedCalls,
         worker: str,
         call_seconds: float,
+        pulled: str | None,
         settings: Settings,
     ) -> None:
         self._database = database
@@ -59,6 +61,7 @@ class Sweepers:
         self._receipts = receipts
         self._abandoned = abandoned
         self._worker = worker
+        self._pulled = pulled
         self._settings = settings
         self._overdue_seconds = settings.submit_start_seconds + call_seconds + settings.submit_margin_seconds
         self._cursors: dict[DispatchState, Cursor | None] = {}
@@ -83,18 +86,30 @@ class Sweepers:
         return len(rows)
 
     async def undecided(self) -> bool:
-        """What nobody has decided for so long: unknown outcomes have failed, of partial ones as many as were told."""
+        """What nobody has decided for so long: unknown outcomes have failed, of partial ones as many as were told.
+
+        Where receipts are pulled, the carrier is asked once more before (`smsgateway.store.sweeping.take_undecided`).
+        """
         return await self._swept("undecided", self._undecided)
 
     async def _undecided(self) -> int:
         count = 0
+        settings = self._settings
+        wait_seconds = settings.receipt_pull_wait_hours * 3_600 if settings.receipt_pull else 0.0
         for state, fail, code, detail in (
             (DispatchState.UNKNOWN, store.fail_undecided, NO_OUTCOME, "nobody told whether the carrier took it"),
             (DispatchState.PARTIAL, store.fail_without_receipt, PART_FAILED, "the carrier failed a part of its call"),
         ):
             async with self._database.connection() as connection:
+                # What was pulled and nobody has looked at yet may decide them.
+                unread = wait_seconds > 0 and await pulling.has_unread(connection)
                 items = await store.take_undecided(
-                    connection, state, older_than_seconds=self._outcome_seconds, limit=self._settings.sweep_page
+                    connection,
+                    state,
+                    older_than_seconds=self._outcome_seconds + (wait_seconds if unread else 0.0),
+                    pull_wait_seconds=0.0 if unread else wait_seconds,
+                    pulled=self._pulled,
+                    limit=settings.sweep_page,
                 )
                 failed = await fail(connection, items, code=code, detail=detail) if items else []
                 payments: dict[tuple[int, str], str | None] = {

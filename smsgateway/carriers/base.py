@@ -149,6 +149,21 @@ class CarrierReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class PulledReceipts:
+    """What one pull brought. The carrier has forgotten it: whoever holds this holds the only copy.
+
+    Attributes:
+        receipts: those that could be read.
+        malformed: why each of the others could not.
+        more: whether the carrier may have more at this moment; False only when it said so, or brought too few.
+    """
+
+    receipts: tuple[CarrierReceipt, ...]
+    malformed: tuple["MalformedReceipt", ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CarrierLimits:
     """What one call may hold and how long it may take.
 
@@ -156,15 +171,17 @@ class CarrierLimits:
         max_text_characters: characters of a text, signature included.
         max_batch: numbers in a batch.
         call_timeout_s: seconds after which every call has returned, whatever the carrier does.
+        max_pull: receipts that one pull may ask for; 0: this carrier has none to pull.
     """
 
     max_text_characters: int
     max_batch: int
     call_timeout_s: float
+    max_pull: int = 0
 
 
 class CarrierError(Exception):
-    """A question to the carrier that moves no message (its balance) could not be answered.
+    """A question to the carrier that moves no message (its balance, its receipts) could not be answered.
 
     Attributes:
         code: the carrier's own code; empty when there was none.
@@ -233,6 +250,16 @@ class Carrier(Protocol):
         Raises:
             ReceiptNotAuthentic: wrong credentials. Judged before anything else.
             MalformedReceipt: a field is missing or garbled.
+        """
+
+    async def pull_receipts(self, count: int) -> PulledReceipts:
+        """Take receipts that wait at the carrier. It deletes what it gives: store them before asking again.
+
+        Args:
+            count: receipts wanted at most, from 1 to `CarrierLimits.max_pull`; never called where that is 0.
+
+        Raises:
+            CarrierError: with a `code` or a refusal nothing was taken; without an answer, what it held may be gone.
         """
 
     async def aclose(self) -> None:

@@ -34,6 +34,7 @@ from smsgateway.carriers.base import (
     CarrierLimits,
     CarrierReceipt,
     MalformedReceipt,
+    PulledReceipts,
     ReceiptNotAuthentic,
     ReceiptState,
     SingleCall,
@@ -86,9 +87,16 @@ CHINA_TIME: Final = timezone(timedelta(hours=8), "Asia/Shanghai")
 
 _SUBMIT_PATHS: Final = ("/msg/send/json", "/msg/v1/send/json")
 _BALANCE_PATH: Final = "/msg/balance/json"
+_PULL_PATH: Final = "/msg/pull/report"
+PULL_COUNT_MAX: Final = 100
+"""Receipts that one pull may ask for."""
+# What the vendor gives to who names no count. Fewer than this, and fewer than asked for, means that no more waited.
+_PULL_COUNT_DEFAULT: Final = 20
 _NOT_TAKEN_STATUSES: Final = frozenset({301, 307, 308, 401, 403, 404, 405, 407})
 _TOO_MANY_REQUESTS: Final = 429
 _ANSWER_BYTES_MAX: Final = 65_536
+# A hundred receipts have some 30 kB; an answer cut off would be a hundred receipts lost.
+_PULLED_BYTES_MAX: Final = 1_048_576
 _RETRY_AFTER_S: Final[Mapping[str, float]] = {"103": 1.0, "104": 5.0}
 _RETRY_AFTER_S_MAX: Final = 3_600.0
 
@@ -185,6 +193,7 @@ class ChuanglanCarrier:
             max_text_characters=config.text_characters_max,
             max_batch=config.batch_numbers_max,
             call_timeout_s=config.total_timeout_s,
+            max_pull=PULL_COUNT_MAX,
         )
 
     @property
@@ -241,6 +250,46 @@ class ChuanglanCarrier:
             MalformedReceipt: a field is missing or garbled.
         """
         self._authenticate(params)
+        return self._receipt(params)
+
+    async def pull_receipts(self, count: int) -> PulledReceipts:
+        """Take at most `count` receipts that wait at Chuanglan; see `Carrier.pull_receipts`.
+
+        A row has ``uid, reportTime, notifyTime, status, msgId, statusDesc, mobile``, each as in a pushed receipt; no
+        ``length``. One row that is garbled costs no other.
+
+        Raises:
+            CarrierError: no answer, a refusal (``ret`` is not 0), or an answer that is none.
+        """
+        assert 1 <= count <= PULL_COUNT_MAX, "count breaks its rule"
+        config = self._config
+        body = orjson.dumps({"account": config.account, "password": config.password, "count": str(count)})
+        try:
+            answer = await self._post(_PULL_PATH, body, _PULLED_BYTES_MAX)
+        except Exception as error:
+            raise CarrierError(f"receipts: {_describe(error)}") from error
+        if answer.fields is None:
+            raise CarrierError(f"receipts: HTTP status {answer.status}, no JSON object")
+        ret = _normalize_code(answer.fields.get("ret"))
+        if ret != "0":
+            told = answer.fields.get("error")
+            words = loggable(told) if isinstance(told, str) else ""
+            raise CarrierError(f"receipts: HTTP status {answer.status} {words}".strip(), ret or "")
+        # Rows count even beside a failing status: they are deleted over there.
+        rows = answer.fields.get("result") or []
+        if not isinstance(rows, list):
+            raise CarrierError("receipts: the result is no list", ret)
+        receipts: list[CarrierReceipt] = []
+        malformed: list[MalformedReceipt] = []
+        for row in rows:
+            try:
+                receipts.append(self._receipt(_pushed_fields(row)))
+            except MalformedReceipt as error:
+                malformed.append(error)
+        more = len(rows) >= min(count, _PULL_COUNT_DEFAULT)
+        return PulledReceipts(tuple(receipts), tuple(malformed), more)
+
+    def _receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
         message_id = _matching(params, "msgid", _MESSAGE_ID, "must be 1 to 64 printable ASCII characters")
         status = _matching(params, "status", _STATUS, "must be 1 to 32 printable ASCII characters")
         reported_at = _china_time(params, "reportTime")
@@ -332,17 +381,17 @@ class ChuanglanCarrier:
             return CallOutcome(Verdict.RETRY, detail=detail, retry_after_s=answer.retry_after_s)
         return CallOutcome(Verdict.UNKNOWN, code=code or "", detail=detail)
 
-    async def _post(self, path: str, body: bytes) -> _Answer:
+    async def _post(self, path: str, body: bytes, bytes_max: int = _ANSWER_BYTES_MAX) -> _Answer:
         session = self._opened()
         # Redirects stay unfollowed: a POST sent twice is a message sent twice. aiohttp does not repeat a POST either.
         async with session.post(self._config.base_url.rstrip("/") + path, data=body, allow_redirects=False) as response:
             content = bytearray()
-            while chunk := await response.content.read(_ANSWER_BYTES_MAX + 1 - len(content)):
+            while chunk := await response.content.read(bytes_max + 1 - len(content)):
                 content += chunk
             retry_after = response.headers.get("Retry-After", "")
             return _Answer(
                 status=response.status,
-                fields=_json_object(content),
+                fields=_json_object(content, bytes_max),
                 retry_after_s=min(float(retry_after), _RETRY_AFTER_S_MAX) if retry_after.isdecimal() else None,
             )
 
@@ -408,8 +457,8 @@ def _normalize_code(value: object) -> str | None:
     return None
 
 
-def _json_object(content: bytes | bytearray) -> Mapping[str, Any] | None:
-    if len(content) > _ANSWER_BYTES_MAX:
+def _json_object(content: bytes | bytearray, bytes_max: int) -> Mapping[str, Any] | None:
+    if len(content) > bytes_max:
         return None
     try:
         document = orjson.loads(content)
@@ -429,6 +478,17 @@ def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return f"connection failed: {type(error).__name__}"
+
+
+def _pushed_fields(row: object) -> dict[str, str]:
+    """A pulled row under the names of a pushed receipt; numbers as texts, what is neither as absent."""
+    if not isinstance(row, dict):
+        raise MalformedReceipt("result", "must hold objects")
+    fields = {
+        name: str(value) for name, value in row.items() if isinstance(value, (str, int)) and not isinstance(value, bool)
+    }
+    fields["msgid"] = fields.pop("msgId", "")
+    return fields
 
 
 def _matching(

@@ -72,15 +72,23 @@ order by not_before
 limit %s
 """
 
+# An account that is pulled (it has been, or it is the one named) has its last word first: a pull that began after the
+# time was over and left nothing there, or a longer time without one.
 _TAKE_UNDECIDED = f"""
 delete from smsgateway.dispatch as d
 using (
-  select brand_id, dispatch_id
-  from smsgateway.dispatch
-  where state = %s and changed_at < now() - make_interval(secs => %s)
-  order by changed_at
-  limit %s
-  for update skip locked
+  select open.brand_id, open.dispatch_id
+  from smsgateway.dispatch as open
+  left join smsgateway.receipt_pull as p on p.account = open.account
+  where open.state = %(state)s and open.changed_at < now() - make_interval(secs => %(age)s)
+    and (
+      open.changed_at < now() - make_interval(secs => %(age)s) - make_interval(secs => %(wait)s)
+      or p.emptied_at > open.changed_at + make_interval(secs => %(age)s)
+      or (p.account is null and open.account is distinct from %(pulled)s)
+    )
+  order by open.changed_at
+  limit %(limit)s
+  for update of open skip locked
 ) as undecided
 where d.brand_id = undecided.brand_id and d.dispatch_id = undecided.dispatch_id
   and d.state in ({DispatchState.UNKNOWN:d}, {DispatchState.PARTIAL:d})
@@ -290,10 +298,29 @@ async def set_entries(connection: Connection, entries: Sequence[tuple[int, str, 
 
 
 async def take_undecided(
-    connection: Connection, state: DispatchState, *, older_than_seconds: float, limit: int
+    connection: Connection,
+    state: DispatchState,
+    *,
+    older_than_seconds: float,
+    pull_wait_seconds: float,
+    pulled: str | None,
+    limit: int,
 ) -> list[Undecided]:
-    """UNKNOWN or PARTIAL for so long: their dispatches go, what becomes of the messages is next."""
-    cursor = await connection.execute(_TAKE_UNDECIDED, (int(state), older_than_seconds, limit))
+    """UNKNOWN or PARTIAL for so long: their dispatches go, what becomes of the messages is next.
+
+    Parameters: `pull_wait_seconds` how much longer they wait for a pull that leaves nothing at the carrier, 0: they do
+    not; `pulled` an account that is pulled, though it may not have been yet.
+    """
+    cursor = await connection.execute(
+        _TAKE_UNDECIDED,
+        {
+            "state": int(state),
+            "age": older_than_seconds,
+            "wait": pull_wait_seconds,
+            "pulled": pulled,
+            "limit": limit,
+        },
+    )
     return [Undecided(*row) for row in await cursor.fetchall()]
 
 

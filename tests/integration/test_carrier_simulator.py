@@ -346,10 +346,49 @@ async def test_receipts_are_retried_until_acknowledged(refusal: Callable[[], web
 async def test_receipts_are_given_up_after_their_tries() -> None:
     async with receiving() as receiver:
         receiver.answer = lambda _before: web.Response(body=RECEIPT_AGAIN)
-        async with simulating(receipt_url=receiver.url) as simulator, adapter(simulator) as carrier:
+        url = receiver.url
+        async with simulating(receipt_url=url, receipt_keep=False) as simulator, adapter(simulator) as carrier:
             await carrier.send_single(call())
             await until(lambda: simulator.totals()["receipts"]["abandoned"] == 1)
             assert len(receiver.got) == 3
+            assert (await carrier.pull_receipts(100)).receipts == ()
+
+
+async def test_what_could_not_be_pushed_can_be_pulled_once() -> None:
+    """A push never acknowledged and one lost on the way: both wait, are given once, and are gone."""
+    async with receiving() as receiver:
+        receiver.answer = lambda _before: web.Response(body=RECEIPT_AGAIN)
+        async with simulating(receipt_url=receiver.url) as simulator, adapter(simulator) as carrier:
+            await carrier.send_single(call("refused"))
+            await until(lambda: len(receiver.got) == 3)
+            simulator.change_settings({"push_loss": 1})
+            await carrier.send_single(call("lost"))
+            pulled: list[str] = []
+            async with asyncio.timeout(10):
+                while len(pulled) < 2:
+                    pulled += [receipt.call_id for receipt in (await carrier.pull_receipts(1)).receipts]
+            assert sorted(pulled) == ["lost", "refused"]
+            assert len(receiver.got) == 3
+            last = await carrier.pull_receipts(100)
+            assert (last.receipts, last.more) == ((), False)
+            assert simulator.totals()["receipts"]["pulled"] == 2
+
+
+async def test_pulls_fail_on_request() -> None:
+    """A refused pull takes nothing; the rows of one that is never answered are gone."""
+    async with simulating(pull_error_rate=1) as simulator, adapter(simulator) as carrier:
+        await carrier.send_single(call())
+        with pytest.raises(CarrierError) as refused:
+            await carrier.pull_receipts(100)
+        assert (refused.value.code, simulator.totals()["receipts"]["pulled"]) == ("1", 0)
+        simulator.change_settings({"pull_error_rate": 0, "pull_loss": 1})
+        async with asyncio.timeout(10):
+            while simulator.totals()["receipts"]["pulled"] == 0:
+                with pytest.raises(CarrierError) as lost:
+                    await carrier.pull_receipts(100)
+        assert lost.value.code == ""
+        simulator.change_settings({"pull_loss": 0})
+        assert (await carrier.pull_receipts(100)).receipts == ()
 
 
 async def test_receiver_away_silent_and_back() -> None:
@@ -415,7 +454,8 @@ async def test_push_reads_any_http(answer: bytes, acknowledged: bool) -> None:
 
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with server, simulating(receipt_url=url, receipt_tries=1) as simulator, adapter(simulator) as carrier:
+    once: dict[str, Any] = {"receipt_tries": 1, "receipt_keep": False}
+    async with server, simulating(receipt_url=url, **once) as simulator, adapter(simulator) as carrier:
         await carrier.send_single(call())
         await until(lambda: simulator.totals()["receipts"]["waiting"] == 0)
         assert simulator.totals()["receipts"]["acknowledged"] == int(acknowledged)

@@ -138,8 +138,10 @@ async def test_an_early_receipt_is_matched_later(stack: Stack) -> None:
 
 async def test_a_receipt_that_nobody_knows_is_parked_not_dropped(stack: Stack) -> None:
     """After its time an unmatched receipt waits for an operator, with the reason, and is counted."""
-    await stack.worker(carrier=ScriptedCarrier(), receipt_hours=0.3 / 3_600, depth_seconds=0.1)
+    await stack.worker(carrier=ScriptedCarrier(), receipt_hours=1, depth_seconds=0.1)
     await stack.push_receipt(call_id="nobody", mobile=MOBILE, carrier_id="m-unknown")
+    await eventually(lambda: _put_off(stack))
+    await stack.rows("update receipt_inbox set received_at = now() - interval '2 hours', next_at = now()")
     await eventually(lambda: _parked(stack))
     ((attempts, error),) = await stack.rows("select attempts, last_error from receipt_inbox")
     assert attempts >= 2

@@ -21,7 +21,12 @@ from scripts import databases
 SCHEMAS = {"costcenter": costcenter.schema.metadata, "smsgateway": smsgateway.schema.metadata}
 
 # Small and shared by all brands: a copy on every machine.
-REFERENCE_TABLES = {"costcenter.lane", "costcenter.package_offer", "costcenter.token"}
+REFERENCE_TABLES = {
+    "costcenter.lane",
+    "costcenter.package_offer",
+    "costcenter.token",
+    "smsgateway.receipt_pull",
+}
 # A receipt comes with the carrier's reference and no brand.
 BY_REFERENCE = {"smsgateway.route": ["account", "reference"], "smsgateway.receipt_inbox": ["account", "reference"]}
 # Lists of work over all brands, of few rows each: what is due, on its way, unpaid or waiting. Each machine walks its

@@ -396,6 +396,100 @@ async def test_balance_without_connection() -> None:
             await opened.balance()
 
 
+ROW = {
+    "uid": "call-1",
+    "reportTime": "1704101038",
+    "notifyTime": "170410103859",
+    "status": "DELIVRD",
+    "msgId": "17041010383624511",
+    "statusDesc": "短信发送成功",
+    "mobile": "13800138000",
+}
+
+
+async def test_recorded_exchange_pull() -> None:
+    """Pulled receipts are what the same ones pushed would be, but for the segments, which are not told."""
+    seen: list[tuple[str, object]] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append((request.path, json.loads(await request.read())))
+        rows = [ROW, {**ROW, "mobile": 13900139000, "status": "MK:0001", "notifyTime": None, "uid": ""}]
+        return web.json_response({"ret": 0, "result": rows})
+
+    async with serving(handler) as url, carrier(url) as opened:
+        pulled = await opened.pull_receipts(100)
+    assert seen == [("/msg/pull/report", {"account": "N0000001", "password": "secret", "count": "100"})]
+    assert (pulled.malformed, pulled.more) == ((), False)
+    first, second = pulled.receipts
+    pushed = {**PUSHED, "length": ""}
+    assert first == parser(receiver="", push_password="").parse_pushed_receipt({**pushed, "receiver": "", "pswd": ""})
+    assert (second.mobile, second.state, second.code) == ("+8613900139000", ReceiptState.FAILED, "MK:0001")
+    assert (second.call_id, second.notified_at, second.segments) == ("", None, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "more"), [(100, 100, True), (100, 20, True), (100, 19, False), (5, 5, True), (5, 4, False)]
+)
+async def test_a_page_that_is_not_full_ends_the_pulls(count: int, rows: int, more: bool) -> None:
+    """Full is what was asked for, or what the vendor gives by default: it may know no greater page."""
+    async with serving(answering({"ret": "0", "result": [ROW] * rows})) as url, carrier(url) as opened:
+        pulled = await opened.pull_receipts(count)
+    assert (len(pulled.receipts), pulled.more) == (rows, more)
+
+
+async def test_a_garbled_row_costs_no_other() -> None:
+    """Rows are gone once read, so each good one counts, whatever stands beside it."""
+    rows: list[Any] = [
+        ROW,
+        None,
+        [],
+        {**ROW, "mobile": "007"},
+        {**ROW, "status": {}},
+        {**ROW, "reportTime": True},
+        {},
+        ROW,
+    ]
+    async with serving(answering({"ret": 0, "result": rows}, status=500)) as url, carrier(url) as opened:
+        pulled = await opened.pull_receipts(100)
+    assert [receipt.call_id for receipt in pulled.receipts] == ["call-1", "call-1"]
+    told = [(error.field, error.rule) for error in pulled.malformed]
+    assert [field for field, _ in told] == ["result", "result", "mobile", "status", "reportTime", "msgid"]
+
+
+async def test_a_page_of_long_descriptions_is_read_whole() -> None:
+    """A hundred receipts whose descriptions take 2 kB each."""
+    rows = [{**ROW, "statusDesc": "因" * 330}] * 100
+    async with serving(answering({"ret": 0, "result": rows})) as url, carrier(url) as opened:
+        assert len((await opened.pull_receipts(100)).receipts) == 100
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"ret": 1, "error": "account of 13800138000 is closed"}, 200, "1"),
+        ({"ret": "1"}, 200, "1"),
+        ({"ret": 0, "result": "many"}, 200, "0"),
+        ({"result": [ROW]}, 200, ""),
+        ([ROW], 200, ""),
+        (b'{"ret":0,"result":[{"uid":"call-1"', 200, ""),
+        (b"<html>busy</html>", 502, ""),
+    ],
+)
+async def test_receipts_not_given(body: object, status: int, code: str) -> None:
+    """A refusal has its code, an answer that cannot be read none; no number in what is told."""
+    async with serving(answering(body, status)) as url, carrier(url) as opened:
+        with pytest.raises(CarrierError) as error:
+            await opened.pull_receipts(100)
+    assert error.value.code == code
+    assert "13800138000" not in str(error.value)
+
+
+async def test_pull_without_connection() -> None:
+    async with carrier("http://127.0.0.1:9") as opened:
+        with pytest.raises(CarrierError, match="no connection"):
+            await opened.pull_receipts(1)
+
+
 PUSHED = {
     "receiver": "admin",
     "pswd": "密码12",
