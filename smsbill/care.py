@@ -21,11 +21,11 @@ def migrate(as_json: bool) -> None:
     from smsbill.stack import migrate as migrate_schemas  # noqa: PLC0415 - heavy
 
     async def body() -> int:
-        async with _servers(StackSettings.load()) as settings:
+        async with servers(StackSettings.load()) as settings:
             await asyncio.to_thread(migrate_schemas, settings.ledger_database_url, settings.database_url)
         return 0
 
-    _interruptible(body)
+    interruptible(body)
     pairs(as_json, {"migrated": ["costcenter", "smsgateway"]})
 
 
@@ -37,7 +37,7 @@ def reconcile(as_json: bool) -> int:
     screen = console(stderr=True)
 
     async def body() -> int:
-        async with _servers(StackSettings.load()) as settings:
+        async with servers(StackSettings.load()) as settings:
             with screen.status("reading") as status:
 
                 def show(what: str, done: int, total: int) -> None:
@@ -50,7 +50,7 @@ def reconcile(as_json: bool) -> int:
                 found.extend(await reconciliation.run(settings, progress=show))
         return 0
 
-    _interruptible(body)
+    interruptible(body)
     if as_json:
         print_json({"differences": [asdict(each) for each in found]})
     elif not found:
@@ -61,23 +61,28 @@ def reconcile(as_json: bool) -> int:
     return 1 if found else 0
 
 
-def _interruptible(body: Callable[[], Coroutine[Any, Any, int]]) -> None:
+def interruptible(body: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    """Run a command's body to its end or to the first signal. Raises `Interrupted`."""
     asyncio.run(interruption.run(body(), hurry=lambda: None))
 
 
 @asynccontextmanager
-async def _servers(settings: StackSettings) -> AsyncIterator[StackSettings]:
-    """The settings with the servers to use: the user's, those of the running stack, or embedded ones for now."""
+async def servers(settings: StackSettings, *, redis: bool = True) -> AsyncIterator[StackSettings]:
+    """The settings with the servers to use: the user's, those of the running stack, or embedded ones for now.
+
+    Parameters: `redis` whether that one is needed too. Raises `EmbeddedError`.
+    """
     stack = stack_file.running(settings.data_dir)
-    missing = not settings.database_url or not settings.redis_url
+    missing_redis = redis and not settings.redis_url
+    missing = not settings.database_url or missing_redis
     if missing and stack is not None:
         urls = (stack.database_url, stack.ledger_database_url, stack.redis_url)
         yield _with_urls(settings, *urls)
     elif missing:
-        embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
-        async with embedded as servers:
-            database = settings.database_url or servers.database_url
-            yield _with_urls(settings, database, "", settings.redis_url or servers.redis_url)
+        embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=missing_redis)
+        async with embedded as started:
+            database = settings.database_url or started.database_url
+            yield _with_urls(settings, database, "", started.redis_url if missing_redis else settings.redis_url)
     else:
         yield settings
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from smsbill.commands import account, admin, parked, sending
+from smsbill.commands import account, admin, backups, parked, sending
 from smsbill.commands.options import AsJson
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ account.register(app)
 admin.register(app)
 sending.register(app)
 parked.register(app)
+backups.register(app)
 
 _STACK, _SERVICE, _CARE = "The whole stack", "Single processes", "Care"
 

@@ -44,3 +44,16 @@ def load(data_dir: Path) -> Secrets:
         return secrets
     except (OSError, ValueError, TypeError) as error:
         raise StartError(f"cannot read {path} ({error}); restore it, or remove it to have new secrets made") from None
+
+
+def copy(source: Path, target: Path, *, keep: bool = False) -> bool:
+    """Copy the file from one folder to another, readable for the owner only; False when there is none.
+
+    Parameters: `keep` to leave a file alone that is there already; then False, too. Raises `OSError`.
+    """
+    source, target = source.expanduser(), target.expanduser()
+    if not (source / NAME).exists() or (keep and (target / NAME).exists()):
+        return False
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_durably(target / NAME, (source / NAME).read_text("utf-8"))
+    return True

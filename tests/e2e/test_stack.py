@@ -164,6 +164,19 @@ def test_reconcile_and_doctor_find_nothing(stack: Stack) -> None:
     assert {"schema costcenter", "schema smsgateway", "Redis", "cost centre", "gateway", "worker-1 ready"} <= set(told)
 
 
+def test_a_backup_of_the_running_stack_is_restored_elsewhere(stack: Stack, folder: Path) -> None:
+    """Aim: backup while all runs, restore with the embedded server of another folder: the same moment and secrets."""
+    backup = folder / "backup"
+    made = stack.ok("backup", "--to", str(backup))
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in backup.iterdir())
+    elsewhere = {"SMSBILL_DATA_DIR": str(folder / "data")}
+    told = command("restore", "--from", str(backup), "--json", **elsewhere)
+    assert told.code == 0, told
+    assert (told.json["restored_to"], told.json["secrets"]) == (made["moment"], "restored")
+    assert (folder / "data" / "secrets.json").read_bytes() == (stack.data_dir / "secrets.json").read_bytes()
+
+
 def test_secrets_are_private_and_on_no_command_line(stack: Stack) -> None:
     """Aim: nobody else on the machine can read a token: not from files, not from the list of processes."""
     for name in ("secrets.json", "stack.json"):
