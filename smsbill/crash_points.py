@@ -49,8 +49,10 @@ POINTS: Mapping[str, CrashPoint] = {
     "gateway.batch.cancelled": CrashPoint("the cancellation is committed", "the caller is answered"),
     # Receipts that a carrier pushes.
     "gateway.receipt.storing": CrashPoint("the carrier has pushed a receipt", "it is in the inbox"),
-    "gateway.receipt.stored": CrashPoint("the receipt is in the inbox", "it is pushed to a stream in Redis"),
-    "gateway.receipt.pushed": CrashPoint("the receipt is in a stream in Redis", "the carrier is answered"),
+    "gateway.receipt.stored": CrashPoint(
+        "the receipt is in the inbox", "the carrier is answered, and it is pushed to a stream in Redis"
+    ),
+    "gateway.receipt.pushed": CrashPoint("the receipt is in a stream in Redis", "the gateway hears that it is"),
     # An operator's wish.
     "gateway.parked.retrying": CrashPoint("an operator wants parked work tried again", "that is recorded"),
     "gateway.parked.retried": CrashPoint("parked work is recorded as to be tried again", "the operator is answered"),
