@@ -75,7 +75,7 @@ class Samples:
             await asyncio.sleep(self._seconds)
             after, waiting = await self._watch.processes(), await self._watch.waiting()
             now_done, now = await self._done(), time.perf_counter()
-            self._add(before, after, waiting, (now_done - done) / (now - at), now - at)
+            self._add(before, after, waiting, await self._watch.connections(), (now_done - done) / (now - at), now - at)
             before, done, at = after, now_done, now
 
     def _add(
@@ -83,12 +83,17 @@ class Samples:
         before: dict[str, Process],
         after: dict[str, Process],
         waiting: dict[str, int],
+        connections: int,
         rate: float,
         seconds: float,
     ) -> None:
         megabytes = {name: round(process.megabytes, 1) for name, process in after.items()}
         percent = {name: round(value, 1) for name, value in used(before, after, seconds).items()}
-        row = {"per_second": round(rate, 1), "megabytes": megabytes, "percent": percent, "waiting": waiting}
+        handles = {name: process.handles for name, process in after.items()}
+        row = {
+            "per_second": round(rate, 1), "megabytes": megabytes, "percent": percent, "waiting": waiting,
+            "handles": handles, "connections": connections,
+        }  # fmt: skip
         self.rows.append(row)
         memory = " ".join(f"{name} {value:.0f}" for name, value in megabytes.items())
         cpu = " ".join(f"{value:.0f}" for value in percent.values())
@@ -96,7 +101,8 @@ class Samples:
         console.print(f"{rate:8,.0f}/s | MB {memory} | % {cpu} | {waits}", highlight=False)
 
 
-async def _parts(brand_id: int, request_id: str, messages: int) -> AsyncIterator[pb.SendBatchSmsRequest]:
+async def parts(brand_id: int, request_id: str, messages: int) -> AsyncIterator[pb.SendBatchSmsRequest]:
+    """A batch of so many numbers, as it is streamed."""
     yield pb.SendBatchSmsRequest(
         header=pb.BatchHeader(
             brand_id=brand_id, request_id=request_id, sms_type=types_pb2.SMS_TYPE_MARKETING,
@@ -109,7 +115,7 @@ async def _parts(brand_id: int, request_id: str, messages: int) -> AsyncIterator
         yield pb.SendBatchSmsRequest(recipients=pb.BatchRecipients(mobiles=mobiles))
 
 
-class _Load:
+class Load:
     """Sends, and knows how much of what it sent is done."""
 
     def __init__(self, watch: Watch, target: Target, result: str) -> None:
@@ -140,7 +146,7 @@ class _Load:
         return await self.done() >= self.accepted
 
 
-async def singles(load: _Load, seconds: float) -> None:
+async def singles(load: Load, seconds: float) -> None:
     """Single messages, as many as get through."""
     room = asyncio.Event()
     end = time.perf_counter() + seconds
@@ -180,7 +186,7 @@ async def singles(load: _Load, seconds: float) -> None:
             watcher.cancel()
 
 
-async def batches(load: _Load, seconds: float) -> None:
+async def batches(load: Load, seconds: float) -> None:
     """Batches, each followed by the next before it is sent."""
     end = time.perf_counter() + seconds
     number = 0
@@ -192,13 +198,13 @@ async def batches(load: _Load, seconds: float) -> None:
                 continue
             number += 1
             await stub.SendBatchSms(
-                _parts(1 + number % BRANDS, f"{load.run}-{number}", _BATCH_MESSAGES),
+                parts(1 + number % BRANDS, f"{load.run}-{number}", _BATCH_MESSAGES),
                 metadata=bearer(load.target.token),
             )
             load.accepted += _BATCH_MESSAGES
 
 
-async def _held_back(load: _Load, messages: int) -> None:
+async def _held_back(load: Load, messages: int) -> None:
     """Send messages whose receipts come when all are sent."""
     base = (await load.watch.counters())["sent"]
     # Slower than any machine that this is worth being measured on.
@@ -210,7 +216,7 @@ async def _held_back(load: _Load, messages: int) -> None:
         for number, start in enumerate(range(0, messages, _BATCH_MESSAGES)):
             size = min(_BATCH_MESSAGES, messages - start)
             await stub.SendBatchSms(
-                _parts(1 + number % BRANDS, f"{load.run}-{number}", size), metadata=bearer(load.target.token)
+                parts(1 + number % BRANDS, f"{load.run}-{number}", size), metadata=bearer(load.target.token)
             )
             load.accepted += size
             while load.accepted - sent > _BATCHES_IN_HAND * _BATCH_MESSAGES:
@@ -223,14 +229,15 @@ async def _held_back(load: _Load, messages: int) -> None:
     await until(is_sent, seconds_max=_END_SECONDS)
 
 
-async def receipts(load: _Load) -> None:
+async def receipts(load: Load) -> None:
     """Wait until the receipts of all messages are booked."""
     await load.ended(_RECEIPTS_SECONDS_MAX)
 
 
-async def _sampled(
-    watch: Watch, load: _Load, interval: float, work: Callable[[], Awaitable[None]]
+async def sampled(
+    watch: Watch, load: Load, interval: float, work: Callable[[], Awaitable[None]]
 ) -> list[dict[str, Any]]:
+    """Do work, and the rows of its intervals."""
     samples = Samples(watch, load.done, interval)
     taking = asyncio.create_task(samples.take())
     try:
@@ -245,7 +252,7 @@ async def _sampled(
 async def scenario(name: str, watch: Watch, target: Target, seconds: float, interval: float) -> dict[str, Any]:
     """One scenario: its rows, and the rate from its first call to its last message."""
     console.print(f"{name}, {seconds:g} s")
-    load = _Load(watch, target, "sent" if name == "batches" else "delivered")
+    load = Load(watch, target, "sent" if name == "batches" else "delivered")
     await load.begin()
     if name == "receipts":
         await _held_back(load, int(seconds * _RECEIPTS_PER_SECOND))
@@ -254,7 +261,7 @@ async def scenario(name: str, watch: Watch, target: Target, seconds: float, inte
         await watch.simulator(receipt_loss=float(name == "batches"))
     started, before = time.perf_counter(), await load.done()
     work = {"singles": lambda: singles(load, seconds), "batches": lambda: batches(load, seconds)}
-    rows = await _sampled(watch, load, interval, work.get(name, lambda: receipts(load)))
+    rows = await sampled(watch, load, interval, work.get(name, lambda: receipts(load)))
     await load.ended(_END_SECONDS)
     rate = (load.accepted - before) / (time.perf_counter() - started)
     await watch.simulator(receipt_loss=0.0, receipt_delay_ms_min=200.0, receipt_delay_ms_max=1_000.0)
@@ -281,7 +288,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         title, aim = _GOALS[name]
         found.append(Figure(3, f"{title}, {result['seconds']:g} s", "/s", _rates(run) or [run["per_second"]], aim=aim))
         if len(rows := run["rows"]) >= _ROWS_MIN:
-            found.append(Figure(3, f"… growth of memory, {name}", "MB/min", [_growth(rows, result["interval"])]))
+            found.append(Figure(3, f"… growth of memory, {name}", "MB/min", [growth(rows, result["interval"])]))
             found.append(Figure(3, f"… waits, {name}", "", [sum(row["waiting"].values()) for row in rows]))
     return found
 
@@ -291,7 +298,7 @@ def _rates(run: dict[str, Any]) -> list[float]:
     return [row["per_second"] for row in run["rows"][:-1] or run["rows"]]
 
 
-def _growth(rows: Sequence[dict[str, Any]], interval: float) -> float:
+def growth(rows: Sequence[dict[str, Any]], interval: float) -> float:
     """Megabytes a minute of all processes but the simulator, whose record grows, over the second half of a run: in the
     first, what is filled once still grows.
     """

@@ -24,17 +24,19 @@ _WAITING = {
     "outbox": "select count(*) from smsgateway.outbox",
     "receipt inbox": "select count(*) from smsgateway.receipt_inbox",
 }
+_CONNECTIONS = "select count(*) from pg_stat_activity where backend_type = 'client backend'"
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process of the stack: megabytes of memory, pages that it shares with others counted in part; processor
-    seconds since its start.
+    seconds since its start; open file handles, sockets among them.
     """
 
     name: str
     megabytes: float
     seconds: float
+    handles: int
 
 
 class Watch:
@@ -88,6 +90,14 @@ class Watch:
         receipts = [await self._redis.xlen(f"receipts:{{{number}}}") for number in range(4)]
         return {**result, "receipt streams": sum(receipts)}
 
+    async def connections(self) -> int:
+        """How many PostgreSQL has with its clients, this one among them."""
+        url = self._running.file.database_url
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            row = await (await connection.execute(_CONNECTIONS)).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def simulator(self, **settings: Any) -> None:
         """Change how the carrier behaves."""
         url = f"{self._running.file.simulator_url}/simulator/settings"
@@ -124,15 +134,17 @@ async def watching(running: Stack) -> AsyncIterator[Watch]:
 
 def _measured(name: str, processes: Iterable[psutil.Process]) -> Process:
     memory = seconds = 0.0
+    handles = 0
     for process in processes:
         try:
-            full, times = process.memory_full_info(), process.cpu_times()
+            full, times, opened = process.memory_full_info(), process.cpu_times(), process.num_fds()
         except psutil.NoSuchProcess:
             continue
         # Linux alone tells a process's part of what it shares.
         memory += getattr(full, "pss", full.uss)
         seconds += times.user + times.system
-    return Process(name, memory / 1e6, seconds)
+        handles += opened
+    return Process(name, memory / 1e6, seconds, handles)
 
 
 async def until(reached: Callable[[], Awaitable[bool]], *, seconds_max: float, poll_seconds: float = 0.1) -> None:
