@@ -33,6 +33,11 @@ TRANSIENT = (
     OSError,
 )
 
+# Where PostgreSQL's source reports files that cannot be written. For a full disk it has a code of its own (53100, an
+# OperationalError); a quota that is used up and a file that may not grow are internal errors to it (XX000), as are
+# faults of its program.
+_STORAGE_SOURCES = frozenset({"buffile.c", "fd.c", "md.c", "slru.c", "xlog.c"})
+
 # A server that went away without a word is noticed within half a minute instead of hours.
 KEEP_ALIVE: dict[str, Any] = {
     "keepalives_idle": 10,
@@ -54,6 +59,15 @@ LOOKUP_OPTIONS = f"{_LOOK_UPS} -c plan_cache_mode=force_generic_plan"
 # Statements that join freely are planned each time, by the table's size and the length of the arrays: a plan made while
 # a queue's table was empty would walk all of it for each group once a backlog has come.
 FRESH_PLAN_OPTIONS = f"{_LOOK_UPS} -c plan_cache_mode=force_custom_plan"
+
+
+class StorageError(psycopg.OperationalError):
+    """PostgreSQL cannot write one of its files; it may as soon as there is room."""
+
+
+def _told(error: psycopg.errors.InternalError_) -> psycopg.Error:
+    """The error itself, or a `StorageError` where it tells of files."""
+    return StorageError(str(error)) if error.diag.source_file in _STORAGE_SOURCES else error
 
 
 class Database:
@@ -120,8 +134,11 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection. Leaving the block commits, an exception rolls back."""
-        async with self._pool.connection() as connection:
-            yield connection
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except psycopg.errors.InternalError_ as error:
+            raise _told(error) from None
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[Connection]:
@@ -134,6 +151,8 @@ class Database:
         connection = await self._statements.getconn()
         try:
             yield connection
+        except psycopg.errors.InternalError_ as error:
+            raise _told(error) from None
         finally:
             await self._statements.putconn(connection)
 
@@ -207,6 +226,8 @@ class Session:
         connection = self._connection
         try:
             yield connection
+        except psycopg.errors.InternalError_ as error:
+            raise _told(error) from None
         finally:
             if connection.info.transaction_status != TransactionStatus.IDLE:
                 try:

@@ -226,6 +226,9 @@ class EmbeddedServer(abc.ABC):
                     env=environment,
                     start_new_session=True,
                     umask=0o077,
+                    # As Python has it, SIGXFSZ stays ignored: a file that may not grow is an error that the server
+                    # tells (PostgreSQL sees to that itself), and not its death.
+                    restore_signals=False,
                 )
             except OSError as error:
                 raise EmbeddedError(
