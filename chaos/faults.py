@@ -7,16 +7,19 @@ import contextlib
 import os
 import random
 import signal
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import psycopg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from chaos import disk
 from chaos.network import COSTCENTER, GATEWAY, Network
 from chaos.proxy import Proxy
 from infra.database import TRANSIENT
@@ -27,6 +30,13 @@ PAUSE_SECONDS = (0.3, 2.5)
 STILL_SECONDS = (0.2, 6.0)
 MOOD_SECONDS = (1.0, 5.0)
 FORGERIES = 20
+SUPERUSER = "postgres"
+DISK_POLL_SECONDS = 0.1
+# A fault is ended again and again for so long: whom it meets may be away by then.
+END_SECONDS = 30.0
+END_POLL_SECONDS = 0.2
+# Of faults that find nobody, or somebody who is busy with an earlier one.
+NOBODY = (*TRANSIENT, psutil.Error, RedisError, aiohttp.ClientError, TimeoutError, LookupError, ValueError)
 # On each way; an exchange takes both.
 DELAY_SECONDS = (0.02, 0.3)
 NETWORK_SECONDS = (0.5, 6.0)
@@ -83,7 +93,7 @@ class Faults:
         self._note = note
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_HTTP_SECONDS))
         self._ending: set[asyncio.Task[None]] = set()
-        self._stopped: set[int] = set()
+        disks = (("PostgreSQL", self._fill_disk_of_postgres), ("Redis", self._fill_disk_of_redis))
         kinds: list[tuple[int, str, Callable[[], Awaitable[str]]]] = [
             (6, "kill", self._kill),
             (4, "stand still", self._stand_still),
@@ -98,6 +108,9 @@ class Faults:
             (1, "kill PostgreSQL", self._kill_postgres),
             (2, "kill Redis", self._kill_redis),
             (2, "empty Redis", self._empty_redis),
+            (1, "memory of Redis full", self._fill_redis),
+            (1, "PostgreSQL read-only", self._make_read_only),
+            *((2, f"disk of {server} full", fill) for server, fill in disks if disk.POSSIBLE),
             (8, "mood of the carrier", self._mood),
             (2, "forged receipts", self._forge),
         ]
@@ -121,7 +134,7 @@ class Faults:
             self._draws = random.Random(self._random.getrandbits(64))
             try:
                 detail = await fault()
-            except (*TRANSIENT, OSError, RedisError, aiohttp.ClientError, TimeoutError, LookupError) as error:
+            except NOBODY as error:
                 # Whom the fault was for is not there: an earlier one has it.
                 detail = f"nobody there ({type(error).__name__})"
             else:
@@ -130,12 +143,10 @@ class Faults:
 
     async def close(self) -> None:
         """End what still goes on, and let everything that stands still go on."""
-        for task in self._ending:
+        ending = list(self._ending)
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
-        for pid in list(self._stopped):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*ending, return_exceptions=True)
         try:
             for proxy in self._network.proxies():
                 await _heal(proxy)
@@ -143,16 +154,33 @@ class Faults:
         finally:
             await self._session.close()
 
-    def _afterwards(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-        """End a fault after so long; `close` ends it in any case."""
-
-        async def end() -> None:
-            await asyncio.sleep(seconds)
-            await act()
-
-        task = asyncio.create_task(end())
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with something beside the faults that follow; `close` cancels it and waits for its end."""
+        task = asyncio.create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+    def _afterwards(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        """End a fault after so long, or when `close` comes first."""
+
+        async def end() -> None:
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await self._surely(act)
+
+        self._spawn(end())
+
+    async def _surely(self, act: Callable[[], Awaitable[None]]) -> None:
+        end = time.monotonic() + END_SECONDS
+        while True:
+            try:
+                return await act()
+            except NOBODY as error:
+                if time.monotonic() > end:
+                    self._note(f"a fault could not be ended: {error}")
+                    raise
+                await asyncio.sleep(END_POLL_SECONDS)
 
     def _victim(self) -> tuple[str, int]:
         """A process of ours; not the simulator, whose memory is the proof."""
@@ -169,10 +197,8 @@ class Faults:
         name, pid = self._victim()
         seconds = self._draws.uniform(*STILL_SECONDS)
         os.kill(pid, signal.SIGSTOP)
-        self._stopped.add(pid)
 
         async def go_on() -> None:
-            self._stopped.discard(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
@@ -289,6 +315,67 @@ class Faults:
         async with Redis.from_url(self._stack.file.redis_url) as redis:
             await redis.flushall()
         return "all of it"
+
+    async def _fill_redis(self) -> str:
+        seconds = self._draws.uniform(*NETWORK_SECONDS)
+        await self._limit_redis("1")
+        self._afterwards(seconds, lambda: self._limit_redis("0"))
+        return f"for {seconds:.1f} s"
+
+    async def _limit_redis(self, size: str) -> None:
+        async with Redis.from_url(self._stack.file.redis_url) as redis:
+            await redis.config_set("maxmemory", size)
+
+    async def _fill_disk_of_redis(self) -> str:
+        seconds = self._draws.uniform(*NETWORK_SECONDS)
+        async with Redis.from_url(self._stack.file.redis_url) as redis:
+            pid = int((await redis.info("server"))["process_id"])
+        await disk.limit_files(pid, disk.FULL)
+
+        async def end() -> None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                await disk.limit_files(pid, disk.ROOMY)
+
+        self._afterwards(seconds, end)
+        return f"for {seconds:.1f} s"
+
+    async def _fill_disk_of_postgres(self) -> str:
+        """Nothing can be written, which PostgreSQL neither survives nor can start with; or tables do not grow."""
+        seconds, all_of_it = self._draws.uniform(*NETWORK_SECONDS), self._draws.random() < 0.5
+        pid, limit = self._postmaster(), disk.FULL if all_of_it else disk.FULL_FOR_TABLES
+        await disk.limit_files(pid, limit)
+        self._spawn(self._keep_full(pid, limit, seconds))
+        return f"{'all of it' if all_of_it else 'no room for tables'} for {seconds:.1f} s"
+
+    async def _keep_full(self, limited: int, limit: int, seconds: float) -> None:
+        """A server that is started again meanwhile finds the disk as it was."""
+        end = time.monotonic() + seconds
+        gone = (OSError, LookupError, ValueError, psutil.Error)
+        try:
+            while time.monotonic() < end:
+                with contextlib.suppress(*gone):
+                    pid = self._postmaster()
+                    if pid != limited:
+                        await disk.limit_files(pid, limit)
+                        limited = pid
+                await asyncio.sleep(DISK_POLL_SECONDS)
+        finally:
+            with contextlib.suppress(*gone):
+                await disk.limit_files(self._postmaster(), disk.ROOMY)
+
+    async def _make_read_only(self) -> str:
+        """As hosted servers are made before their disk is full."""
+        seconds = self._draws.uniform(*NETWORK_SECONDS)
+        await self._set_read_only("on")
+        self._afterwards(seconds, lambda: self._set_read_only("off"))
+        return f"for {seconds:.1f} s"
+
+    async def _set_read_only(self, value: str) -> None:
+        async with await psycopg.AsyncConnection.connect(
+            self._stack.file.database_url, user=SUPERUSER, autocommit=True, connect_timeout=5
+        ) as connection:
+            await connection.execute(f"alter system set default_transaction_read_only = {value}".encode())
+            await connection.execute("select pg_reload_conf()")
 
     # The carrier.
 
