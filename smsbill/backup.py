@@ -212,8 +212,8 @@ async def restore(folder: Path, settings: StackSettings, *, aside: bool, progres
         for schema, url in urls.items():
             progress(f"migrations of {schema}", 0, 0)
             await asyncio.to_thread(_MIGRATE[schema], url)
-        with _connection(urls[GATEWAY_SCHEMA]) as connection:
-            restored.held = restoring.hold(connection, backup.moment)
+        async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as gateway:
+            restored.held = await restoring.hold(gateway, backup.moment)
     except BaseException:
         for schema in done:
             with contextlib.suppress(CommandError, psycopg.Error), _connection(urls[schema]) as connection:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -153,12 +154,52 @@ def reconcile(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=_CARE)
-def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    after_restore: Annotated[
+        bool, typer.Option("--after-restore", help="Compare restored records with Redis and the carrier, workers off.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Settle what that finds, so that nothing is sent twice.")
+    ] = False,
+    restored_to: Annotated[
+        str,
+        typer.Option(metavar="MOMENT", help="After another restore than ours: to when, ISO 8601.", show_default=False),
+    ] = "",
+    carrier_record: Annotated[
+        Path | None,
+        typer.Option(help="All that the carrier took since: CSV or JSON with uid, mobile.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Tell what is reachable, which versions run, what is misconfigured, and what to do; exit 1 on problems."""
     _set({"data_dir": data_dir})
     from smsbill import doctor as examination
 
-    raise typer.Exit(examination.run(as_json))
+    if not after_restore:
+        if repair or restored_to or carrier_record:
+            raise typer.BadParameter(
+                "belongs to --after-restore", param_hint="--repair, --restored-to, --carrier-record"
+            )
+        raise typer.Exit(examination.run(as_json))
+    raise typer.Exit(
+        examination.run_after_restore(
+            as_json, repair=repair, restored_to=_past(restored_to), carrier_record=carrier_record
+        )
+    )
+
+
+def _past(text: str) -> datetime | None:
+    """A moment that is over; None for an empty text."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("is no moment such as 2026-11-21T12:00:00Z", param_hint="--restored-to") from None
+    if moment.tzinfo is None or moment > datetime.now(UTC):
+        raise typer.BadParameter("give its offset, such as Z, and a moment that is over", param_hint="--restored-to")
+    return moment
 
 
 @app.command(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,49 +26,60 @@ from infra.embedded_postgres import EmbeddedPostgres
 from infra.embedded_redis import EmbeddedRedis
 from infra.errors import StartError
 from infra.grpc_server import open_channel, server_credentials
+from infra.telemetry import configure_logging
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from smsbill import stack_file
 from smsbill.client import Access, Client, ClientSettings, find_access
 from smsbill.failure import CommandError, described
+from smsbill.findings import GOOD, NOTE, PROBLEM, Finding, tell
 from smsbill.settings import StackSettings
 from smsbill.stack_file import StackFile
-from smsbill.tables import console, print_json, table
 from smsgateway import migrations as gateway_migrations
 from smsgateway.schema import SCHEMA as GATEWAY_SCHEMA
 
 POSTGRES_MAJORS = range(15, 19)
 REDIS_OLDEST = (6, 2)
 PROBE_SECONDS = 5.0
-GOOD, NOTE, PROBLEM = "ok", "note", "problem"
-_MARKS = {GOOD: "✓", NOTE: "·", PROBLEM: "✗"}
 _NOTHING_RUNS = "start the stack with `smsbill up`"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `status` is ok, note or problem; `next_step` says what to do."""
-
-    what: str
-    status: str
-    detail: str
-    next_step: str = ""
 
 
 def run(as_json: bool) -> int:
     """Examine everything and print it; 0 when there is no problem."""
-    findings = asyncio.run(_collect())
-    if as_json:
-        print_json({"ok": not _problems(findings), "findings": [asdict(finding) for finding in findings]})
-    else:
-        rows = [(_MARKS[each.status], each.what, each.detail, each.next_step) for each in findings]
-        console().print(table("", ("", "what", "found", "what to do"), rows))
-        problems = _problems(findings)
-        console().print(f"{problems} problem{'s' if problems != 1 else ''}" if problems else "Everything is well")
-    return 1 if _problems(findings) else 0
+    return tell(asyncio.run(_collect()), as_json)
 
 
-def _problems(findings: list[Finding]) -> int:
-    return sum(finding.status == PROBLEM for finding in findings)
+def run_after_restore(as_json: bool, *, repair: bool, restored_to: datetime | None, carrier_record: Path | None) -> int:
+    """Compare restored records with Redis and the carrier (`smsbill.after_restore`) and print what differs.
+
+    Returns 0 when nothing is left to do. Raises `CommandError`, `StartError`, `EmbeddedError`.
+    """
+    # Heavy, and needed once in a lifetime.
+    from smsbill import after_restore, care, secret_file  # noqa: PLC0415
+
+    findings: list[Finding] = []
+    settings = StackSettings.load()
+    configure_logging("doctor", level="WARNING", log_format=settings.log_format)
+
+    async def body() -> int:
+        async with care.servers(settings) as found:
+            token = found.service_token.get_secret_value()
+            if not token and (found.data_dir.expanduser() / "VERSION").exists():
+                token = secret_file.load(found.data_dir.expanduser()).service_token
+            if repair and not token:
+                raise CommandError(
+                    "a repair pays at the cost centre: set SMSBILL_SERVICE_TOKEN as the services have it"
+                )
+            wish = after_restore.Wish(carrier_record, restored_to, repair, token)
+            try:
+                findings.extend(await after_restore.AfterRestore(found, wish).findings())
+            except RedisError as error:
+                raise CommandError(
+                    f"Redis cannot be reached: {error}; start it, or correct SMSBILL_REDIS_URL"
+                ) from None
+        return 0
+
+    care.interruptible(body)
+    return tell(findings, as_json)
 
 
 async def _collect() -> list[Finding]:

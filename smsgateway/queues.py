@@ -587,6 +587,11 @@ class Queues:
             return []
         return _receipt_entries(cast(Any, reply)[1])
 
+    async def look_at_receipts(self, number: int, *, after: str, count: int) -> list[ReceiptEntry]:
+        """Entries of one stream behind an entry (`-`: from the first), whoever reads them."""
+        start = after if after == "-" else f"({after}"
+        return _receipt_entries(await self._redis.xrange(receipts_key(number), min=start, max="+", count=count))
+
     async def acknowledge_receipts(self, number: int, entries: Sequence[str]) -> None:
         """Remove receipts that are done with or have been put off."""
         if not entries:

@@ -94,7 +94,7 @@ def restore(
             "held": result.held,
             "kept_aside": result.aside,
             "secrets": result.secrets,
-            "next": "what is held is listed by `smsbill parked list`: retry it to send it, drop it to give it back",
+            "next": "`smsbill doctor --after-restore`, before a worker starts",
         },
     )
 

@@ -18,7 +18,6 @@ from smsbill.failure import CommandError
 from smsbill.settings import StackSettings
 from smsbill.stack_file import Process, StackFile
 from smsgateway.schema import DispatchState
-from smsgateway.store.restoring import held_by
 
 _TABLES = """
 select quote_ident(schemaname) || '.' || quote_ident(tablename) from pg_tables
@@ -77,7 +76,7 @@ async def test_every_record_comes_back_and_what_may_be_sent_twice_is_held(
     after = contents(empty_database_url)
     name = "smsgateway.dispatch"
     assert {**after, name: None} == {**before, name: None}
-    held = held_by(made.moment)
+    held = f"held after the restore to {made.moment}"
     query = "select dispatch_id, state, epoch, not_before = 'infinity', last_error from smsgateway.dispatch order by 1"
     assert rows(empty_database_url, query) == [
         ("d1", DispatchState.ACCEPTING, 5, True, held),
