@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test prove chaos lint protos docs bench lock clean
+.PHONY: help run demo test prove chaos chaos-honest lint protos docs bench lock clean
 
 help: ## Show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 # The environment is complete when its stamp is newer than what it was made from.
 $(VENV)/.run: requirements/run.txt pyproject.toml
@@ -37,6 +37,9 @@ prove: $(VENV)/.dev ## Minutes of random sequences on the ledger and on broken c
 
 chaos: $(VENV)/.dev ## Break everything while messages are sent, and judge what became of each (SEED=, SEEDS=, MESSAGES=, ONLY=)
 	$(BIN)/python -m chaos
+
+chaos-honest: $(VENV)/.dev ## Switch off one safeguard at a time and see that chaos names just that damage (SEED=, TRIES=, ONLY=)
+	$(BIN)/python -m chaos.honesty
 
 lint: $(VENV)/.dev ## Style, types, protos
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import grpc.aio
 from chaos.faults import Faults
 from chaos.load import AGAIN, Callers, sell
 from chaos.network import CLIENT, COSTCENTER, GATEWAY, Network
-from chaos.verdict import judge
+from chaos.verdict import by_rule, judge
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill import reconcile, record_check
 from smsbill.client import Access, Client
@@ -150,9 +150,9 @@ async def _run(stack: Stack, network: Network, plan: Plan, screen: Screen, resul
             **verdict.faults,
             "calls without an answer": sent.unanswered,
             "refused": sent.refused,
-            "differences in reconcile": [str(each) for each in differences],
+            **by_rule(differences),
             "forged receipts taken": ["yes"] * faults.forged,
-            "settled by time without cause": verdict.settled_by_time[await _without_receipt(file.simulator_url) :],
+            **verdict.without_cause(await _without_receipt(file.simulator_url)),
             "processes that needed a human": await unready(stack, names),
         }
         result.seconds = time.monotonic() - started

@@ -10,11 +10,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.differences import Difference
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill.record_check import TAKEN_STATES
 from smsbill.sending import FINAL_STATES
 from smsgateway.mobile import national_mobile
-from workers.sweepers import NO_OUTCOME
+from workers.sweepers import NO_OUTCOME, NO_RECEIPT
+
+# What the rules of `smsbill reconcile` come to for a customer; the other rules are told as what they are.
+_OTHER_RULES = "differences in reconcile"
+_RULES = {
+    "refund": "refunds missing or doubled",
+    "freeze left open": "freezes left open",
+    "charge": "charged twice or for nothing",
+    "payment without messages": "charged twice or for nothing",
+}
 
 
 @dataclass(slots=True)
@@ -23,6 +33,7 @@ class Verdict:
 
     `settled_by_time`: messages whose call's answer was lost and that were refunded after their time although the
     carrier had taken them. Nobody could know, so they are told apart; there must not be more of them than lost answers.
+    `expired_by_time`: messages that were sent and whose receipt we say never came; no more than receipts were lost.
     """
 
     lost: list[str] = field(default_factory=list)
@@ -33,6 +44,7 @@ class Verdict:
     unknown_to_us: list[str] = field(default_factory=list)
     recorded_twice: list[str] = field(default_factory=list)
     settled_by_time: list[str] = field(default_factory=list)
+    expired_by_time: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> dict[str, list[str]]:
@@ -46,6 +58,24 @@ class Verdict:
             "sent, not recorded": self.unknown_to_us,
             "recorded twice": self.recorded_twice,
         }
+
+    def without_cause(self, receipts_lost: int) -> dict[str, list[str]]:
+        """What time decided although the carrier had told it, by its name.
+
+        Parameters: `receipts_lost` messages whose receipts the carrier lost or gave up.
+        """
+        return {
+            "settled by time without cause": self.settled_by_time[receipts_lost:],
+            "receipts lost": self.expired_by_time[max(0, receipts_lost - len(self.settled_by_time)) :],
+        }
+
+
+def by_rule(differences: Iterable[Difference]) -> dict[str, list[str]]:
+    """Differences that `smsbill reconcile` tells, by what they come to; every name is there."""
+    found: dict[str, list[str]] = {name: [] for name in (*_RULES.values(), _OTHER_RULES)}
+    for difference in differences:
+        found[_RULES.get(difference.check, _OTHER_RULES)].append(str(difference))
+    return found
 
 
 def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Mapping[str, Any]]) -> Verdict:
@@ -70,6 +100,8 @@ def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Ma
         elif not charged and taken[number]:
             unknown = message.state == pb.MESSAGE_STATE_FAILED and message.result_code == NO_OUTCOME
             (verdict.settled_by_time if unknown else verdict.sent_not_charged).append(message.message_id)
+        if message.state == pb.MESSAGE_STATE_EXPIRED and message.result_code == NO_RECEIPT:
+            verdict.expired_by_time.append(message.message_id)
         if taken[number] > 1:
             verdict.doubled.append(message.message_id)
     verdict.lost += sorted(set(accepted) - recorded)

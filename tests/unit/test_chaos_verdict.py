@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from chaos.verdict import judge
+from chaos.verdict import by_rule, judge
+from infra.differences import Difference
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
-from workers.sweepers import NO_OUTCOME
+from workers.sweepers import NO_OUTCOME, NO_RECEIPT
 
 NUMBER = "13800000001"
 
@@ -64,3 +65,23 @@ def test_an_outcome_that_nobody_told_is_told_apart() -> None:
     verdict = judge([NUMBER], [message(pb.MESSAGE_STATE_FAILED, code=NO_OUTCOME)], calls(1))
     assert verdict.settled_by_time == ["m"]
     assert not any(verdict.faults.values())
+
+
+def test_receipts_that_we_lost_are_told_from_those_that_the_carrier_lost() -> None:
+    """A message expires for want of a receipt no oftener than the carrier lost one."""
+    expired = [message(pb.MESSAGE_STATE_EXPIRED, message_id=each, code=NO_RECEIPT) for each in "ab"]
+    verdict = judge([NUMBER], expired, calls(1))
+    assert verdict.without_cause(2) == {"settled by time without cause": [], "receipts lost": []}
+    assert verdict.without_cause(1) == {"settled by time without cause": [], "receipts lost": ["b"]}
+
+
+def test_differences_are_told_by_what_they_come_to() -> None:
+    """A rule of reconciling that has no name of its own here is told all the same."""
+    checks = ("refund", "freeze left open", "payment without messages", "something new")
+    found = by_rule(Difference(check, 1, "subject", "figure", "1", "2") for check in checks)
+    assert {name for name, ids in found.items() if len(ids) == 1} == {
+        "refunds missing or doubled",
+        "freezes left open",
+        "charged twice or for nothing",
+        "differences in reconcile",
+    }
