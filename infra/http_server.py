@@ -30,11 +30,14 @@ _PAGE = """<!doctype html>
 """
 
 
-def observability_routes(title: str, checks: Mapping[str, Check], watchdog: Watchdog) -> list[Route]:
+def observability_routes(
+    title: str, checks: Mapping[str, Check], watchdog: Watchdog, *, notes: Mapping[str, Callable[[], str]] | None = None
+) -> list[Route]:
     """`/`, `/healthz` (the process is alive), `/readyz` and `/metrics`.
 
     `/readyz` tells each check by name, and as `loops` whether all of the watchdog's go on; 503 when one does not. Then
-    `stalled` names the loops with the seconds of their silence.
+    `stalled` names the loops with the seconds of their silence. `notes` are told as well and decide nothing: what they
+    speak of no restart cures.
     """
 
     async def page(_request: Request) -> Response:
@@ -47,6 +50,7 @@ def observability_routes(title: str, checks: Mapping[str, Check], watchdog: Watc
         results = await asyncio.gather(*(check() for check in checks.values()))
         stalled = watchdog.stalled()
         told: dict[str, object] = {**dict(zip(checks, results, strict=True)), "loops": not stalled}
+        told |= {name: note() for name, note in (notes or {}).items()}
         if stalled:
             told["stalled"] = {name: round(seconds, 1) for name, seconds in stalled.items()}
             log.error("loops stalled", loops=told["stalled"])

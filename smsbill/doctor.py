@@ -36,6 +36,7 @@ from smsbill.settings import StackSettings
 from smsbill.stack_file import StackFile
 from smsgateway import migrations as gateway_migrations
 from smsgateway.schema import SCHEMA as GATEWAY_SCHEMA
+from workers.account import CARRIER_WORKS
 
 POSTGRES_MAJORS = range(15, 19)
 REDIS_OLDEST = (6, 2)
@@ -276,6 +277,7 @@ class Examination:
             async with session.get(url) as answer:
                 checks: dict[str, Any] = await answer.json()
                 stalled: dict[str, float] = checks.pop("stalled", {})
+                carrier = str(checks.pop("carrier", CARRIER_WORKS))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Finding(f"{name} ready", PROBLEM, f"{url}: {str(error) or type(error).__name__}", f"see {log}")
         failing = [check for check, passed in checks.items() if not passed]
@@ -284,6 +286,9 @@ class Examination:
             return Finding(f"{name} ready", PROBLEM, f"stalled: {silent}", f"see {log}; restart it")
         if failing:
             return Finding(f"{name} ready", PROBLEM, f"does not reach: {', '.join(failing)}", f"see {log}")
+        if carrier != CARRIER_WORKS:
+            advice = f"see {log}; what is sent meanwhile waits"
+            return Finding(f"{name} ready", PROBLEM, f"the carrier's account {carrier}", advice)
         return Finding(f"{name} ready", GOOD, f"reaches {', '.join(checks)}")
 
     def _carrier_finding(self) -> Finding:

@@ -28,6 +28,17 @@ CARRIER_PAUSED = Gauge(
     "smsbill_carrier_account_paused", "1 while an account rests because the carrier has stopped it", ["account"],
     registry=REGISTRY,
 )  # fmt: skip
+CARRIER_CIRCUIT = Gauge(
+    "smsbill_carrier_circuit",
+    "Whether this worker calls an account: 0 it does, 1 a few calls are tried, 2 it rests because calls fail or the "
+    "carrier has stopped it",
+    ["account"],
+    registry=REGISTRY,
+)
+CARRIER_CIRCUIT_OPENED = Counter(
+    "smsbill_carrier_circuit_opened", "Times that an account was laid to rest because calls failed", ["account"],
+    registry=REGISTRY,
+)  # fmt: skip
 STAGE_SECONDS = Histogram(
     "smsbill_worker_stage_seconds",
     "Time of a group in a stage: claim, pay, mark, settle, acknowledge, receipts, outbox",

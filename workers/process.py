@@ -73,6 +73,7 @@ class WorkerProcess:
         self.worker_id = f"w{os.getpid()}-{secrets.token_hex(6)}"
         self._relay: OutboxRelay | None = None
         self._puller: ReceiptPuller | None = None
+        self._account: AccountGate | None = None
         self.http_port = 0
 
     @property
@@ -144,6 +145,7 @@ class WorkerProcess:
         if carrier is not None:
             stack.push_async_callback(carrier.aclose)
         self._begin(database, redis, waiting, ledger, carrier)
+        gate = self._account
         http = HttpServer(
             Starlette(
                 routes=observability_routes(
@@ -154,6 +156,7 @@ class WorkerProcess:
                         "costcenter": ledger.reachable,
                     },
                     self._watchdog,
+                    notes={} if gate is None else {"carrier": lambda: gate.state},
                 )
             ),
             settings.worker_http_address,
@@ -231,7 +234,7 @@ class WorkerProcess:
         identifiers: IdentifierSource,
     ) -> None:
         settings = self._settings
-        account = AccountGate(carrier.account_id, pause_seconds=settings.account_pause_seconds)
+        self._account = account = AccountGate(carrier.account_id, settings)
         for sms_type, type_name in TYPE_NAMES.items():
             for mode in Mode:
                 sender = Sender(

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -39,6 +39,7 @@ from smsgateway.store.sending import (
 )
 from workers.account import AccountGate
 from workers.backoff import delay_seconds
+from workers.breaker import Permit
 from workers.loops import OUTAGES
 from workers.metrics import (
     CARRIER_CALLS,
@@ -242,14 +243,34 @@ class Sender:
         await self._pay(progress)
         reach("worker.dispatch.paid")
         while True:
-            await self._account.opened(self._stop)
-            await self._slots.acquire(queue)
+            permit = await self._admitted(queue, progress)
+            outcome = None
             try:
                 call_id, outcome = await self._submit(progress)
             finally:
+                self._account.leave(permit, outcome)
                 self._slots.release()
             if outcome is not None and await self._settle(queue, progress, call_id, outcome):
                 return
+
+    async def _admitted(self, queue: Queue, progress: _Progress) -> Permit:
+        """A slot and the account's leave to call. While the account rests the dispatch waits, claimed and paid, for as
+        long as what is refused for now is tried again; then it fails.
+        """
+        settings, since = self._settings, time.monotonic()
+        while True:
+            stopped = self._account.is_stopped
+            patience = settings.outcome_hours * 3_600 if stopped else settings.carrier_retry_seconds
+            # Looked at anew after a rest at most: meanwhile the carrier may have stopped the account.
+            if not await self._account.opened(self._stop, until=since + patience):
+                if stopped == self._account.is_stopped:
+                    await self._fail_not_accepted(progress, "", "the carrier could not be called")
+                continue
+            await self._slots.acquire(queue)
+            permit = self._account.enter()
+            if permit is not None:
+                return permit
+            self._slots.release()
 
     # Claim.
 
@@ -438,7 +459,6 @@ class Sender:
         verdict = outcome.verdict
         claimed = progress.claimed
         if verdict is Verdict.ACCEPTED:
-            self._account.accepted()
             await self._accept(progress, call_id, outcome)
         elif verdict is Verdict.UNKNOWN:
             await self._set_unknown(claimed, call_id, outcome)
@@ -498,22 +518,10 @@ class Sender:
         if stopped or asked > settings.hold_seconds:
             patience = settings.outcome_hours * 3_600
         if unmarked.retrying_seconds >= patience:
-            log.warning("not accepted for too long", code=outcome.code, attempts=unmarked.attempts)
-            await self._fail(
-                Failure(
-                    claimed.brand_id,
-                    claimed.dispatch_id,
-                    None,
-                    claimed.epoch,
-                    outcome.code or "NOT_ACCEPTED",
-                    outcome.detail,
-                ),
-                claimed.messages,
-            )
-            raise _Ended
+            await self._fail_not_accepted(progress, outcome.code, outcome.detail)
         RETRIES.labels("stopped" if stopped else "carrier").inc()
         if stopped:
-            self._account.stop(outcome.code, outcome.detail)
+            # The account rests (`AccountGate.leave`).
             return
         progress.pauses += 1
         wait = delay_seconds(progress.pauses, base=settings.retry_base_seconds, longest=settings.retry_max_seconds)
@@ -522,6 +530,22 @@ class Sender:
         if wait > settings.hold_seconds:
             raise _Later(wait)
         await self._stop.sleep(wait)
+
+    async def _fail_not_accepted(self, progress: _Progress, code: str, detail: str) -> NoReturn:
+        """Fail what is claimed, paid, and surely was not accepted for too long."""
+        claimed = progress.claimed
+        log.warning("not accepted for too long", code=code, detail=detail, attempts=progress.attempts)
+        failure = Failure(
+            claimed.brand_id,
+            claimed.dispatch_id,
+            None,
+            claimed.epoch,
+            code or "NOT_ACCEPTED",
+            detail,
+            progress.payment_no,
+        )
+        await self._fail(failure, claimed.messages)
+        raise _Ended
 
     async def _halve(self, queue: Queue, progress: _Progress, call_id: str | None) -> None:
         """Replace a chunk by two halves of the same payment and take both to their end."""

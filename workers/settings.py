@@ -100,6 +100,35 @@ class Settings(gateway_settings.Settings):
     account_pause_seconds: float = Field(
         60, gt=0, le=86_400, description="How long an account rests after the carrier has stopped it"
     )
+    # The circuit breaker of a worker towards an account. Failures: no connection, and outcomes that are unknown.
+    circuit_failures: int = Field(
+        10,
+        ge=1,
+        le=10_000,
+        description="Calls failing one after another that lay the account to rest; each may be a message that nobody "
+        "knows about for days, so better few",
+    )
+    circuit_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of failing calls in a window that lays the account to rest; below it more is sent than lost",
+    )
+    circuit_calls_min: int = Field(
+        20, ge=1, le=100_000, description="Calls in a window before their share counts, so that chance does not decide"
+    )
+    circuit_window_seconds: float = Field(
+        30, ge=0.1, le=3_600, description="How far back calls count; longer than a call may take"
+    )
+    circuit_rest_seconds: float = Field(
+        5, gt=0, le=3_600, description="Longest first rest; it doubles until the account works again"
+    )
+    circuit_rest_seconds_max: float = Field(
+        60, gt=0, le=86_400, description="Longest rest, so how late a carrier that is back is found out"
+    )
+    circuit_trial_calls: int = Field(
+        3, ge=1, le=1_000, description="Calls tried after a rest; when all are good the account works again"
+    )
     outcome_hours: float = Field(
         72,
         gt=0,

@@ -96,6 +96,7 @@ class CallOutcome:
         detail: a sentence for operators, without numbers or texts of messages.
         failed_count: messages that an accepting answer counts as failed without naming them.
         retry_after_s: with RETRY, seconds to wait at least; None leaves it to the caller's back-off.
+        unreachable: with RETRY, whether no connection could be had: the carrier has not even refused.
     """
 
     verdict: Verdict
@@ -104,6 +105,7 @@ class CallOutcome:
     detail: str = ""
     failed_count: int = 0
     retry_after_s: float | None = None
+    unreachable: bool = False
 
 
 class ReceiptState(Enum):

@@ -355,7 +355,8 @@ class ChuanglanCarrier:
         try:
             answer = await self._post(self._config.path, body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, _Closed) as error:
-            return CallOutcome(Verdict.RETRY, detail=f"not sent: {_describe(error)}")
+            unreachable = not isinstance(error, _Closed)
+            return CallOutcome(Verdict.RETRY, detail=f"not sent: {_describe(error)}", unreachable=unreachable)
         except Exception as error:
             # Whatever it was, the request may have left: no exception may make a caller send again.
             return CallOutcome(Verdict.UNKNOWN, detail=_describe(error))

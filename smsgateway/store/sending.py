@@ -183,14 +183,15 @@ _OF_BATCH = "m.dispatch_id = asked.dispatch_id and m.batch_id is not null"
 # By call id after a call, by epoch before one, by state for those that nobody will ever know more of.
 _FAIL = f"""
 delete from smsgateway.dispatch as d
-using unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[]) as asked (brand_id, dispatch_id, call_id, epoch)
+using unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[])
+      as asked (brand_id, dispatch_id, call_id, epoch, payment_no)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
   and (
     (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id)
     or (d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch)
   )
-returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, d.payment_no, d.account, d.call_id,
-          d.submitting_at
+returning d.brand_id, d.dispatch_id, d.batch_id is not null, d.order_no, coalesce(d.payment_no, asked.payment_no),
+          d.account, d.call_id, d.submitting_at
 """
 
 _SET_FAILED = f"""
@@ -346,7 +347,9 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is not sent, and why. `call_id` after a call, `epoch` for a dispatch that is claimed."""
+    """What is not sent, and why. `call_id` after a call, `epoch` for a dispatch that is claimed; then also the payment,
+    which no mark has recorded yet.
+    """
 
     brand_id: int
     dispatch_id: str
@@ -354,6 +357,7 @@ class Failure:
     epoch: int | None
     code: str
     detail: str
+    payment_no: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,6 +587,7 @@ async def fail(connection: Connection, items: Sequence[Failure]) -> tuple[list[S
             arrays.texts([item.dispatch_id for item in items]),
             arrays.texts([item.call_id for item in items]),
             arrays.integers([item.epoch for item in items]),
+            arrays.texts([item.payment_no for item in items]),
         ),
     )
     by_key = {(item.brand_id, item.dispatch_id): item for item in items}

@@ -34,7 +34,7 @@ async def get(process: WorkerProcess | CostCenterProcess, path: str) -> tuple[in
 async def test_a_worker_tells_what_it_reaches(stack: Stack) -> None:
     """Ready with everything there; without the cost centre not ready but alive, and ready again when it is back."""
     worker = await stack.worker(carrier=ScriptedCarrier())
-    everything = {"database": True, "redis": True, "costcenter": True, "loops": True}
+    everything = {"database": True, "redis": True, "costcenter": True, "loops": True, "carrier": "works"}
     assert await get(worker, "/readyz") == (200, everything)
     assert (await get(worker, "/healthz"))[0] == 200
     status, text = await get(worker, "/metrics")

@@ -222,6 +222,7 @@ async def test_accepted_whatever_the_rest(answer: dict[str, object], message_id:
 async def test_retry_after(header: str, seconds: float | None) -> None:
     outcome = await outcome_of(answering(b"", 429, {"Retry-After": header}))
     assert outcome.retry_after_s == seconds
+    assert not outcome.unreachable
 
 
 async def test_no_answer_in_time_is_unknown() -> None:
@@ -288,6 +289,7 @@ async def test_refused_connection_is_retry() -> None:
         async with carrier(f"http://127.0.0.1:{taken.getsockname()[1]}") as opened:
             outcome = await opened.send_single(CALL)
     assert outcome.verdict is Verdict.RETRY
+    assert outcome.unreachable
     assert outcome.detail == "not sent: no connection: ConnectionRefusedError"
 
 
@@ -322,7 +324,8 @@ async def test_no_free_connection_in_time_is_retry() -> None:
 async def test_closed_is_retry() -> None:
     async with carrier("http://127.0.0.1:9") as opened:
         await opened.aclose()
-        assert (await opened.send_single(CALL)).verdict is Verdict.RETRY
+        outcome = await opened.send_single(CALL)
+    assert (outcome.verdict, outcome.unreachable) == (Verdict.RETRY, False)
 
 
 @pytest.mark.parametrize(
