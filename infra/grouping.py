@@ -7,6 +7,7 @@ served together. Nobody waits for a group to fill: an idle grouper starts at onc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from infra.errors import overloaded, unavailable
+from infra.heartbeat import Heartbeat
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +56,8 @@ class Grouper(Generic[T, R]):
     `in_flight_max` groups under way at once (1: they follow each other); `weigh` tells an item's weight (1 each
     when not given; an item over `group_max` goes alone, one over `queue_max` waits alone); `gather_seconds` how far
     apart groups start at least while items come in numbers (0: each starts at once), so that a busy system works in few
-    large groups; an item that comes alone never waits for it; `name` for texts.
+    large groups; an item that comes alone never waits for it; `name` for texts; `heartbeat` is told since when the
+    oldest group under way has been, so that one that hangs is seen although others go on.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Grouper(Generic[T, R]):
         weigh: Callable[[T], int] | None = None,
         gather_seconds: float = 0.0,
         name: str = "queue",
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         assert group_max > 0
         assert queue_max > 0
@@ -79,7 +83,9 @@ class Grouper(Generic[T, R]):
         self._name = name
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._waiting_weight = 0
-        self._groups: set[asyncio.Task[None]] = set()
+        self._heartbeat = heartbeat
+        # With the moment of its start; the oldest is first.
+        self._groups: dict[asyncio.Task[None], float] = {}
         self._scheduled = False
         self._gather_seconds = gather_seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +148,8 @@ class Grouper(Generic[T, R]):
             if group:
                 self._started_weight = sum(self._weight_of(item) for item, _ in group)
                 task = asyncio.ensure_future(self._work(group))
-                self._groups.add(task)
+                self._groups[task] = time.monotonic()
+                self._tell_life()
                 task.add_done_callback(self._finished)
 
     def _gathers(self) -> bool:
@@ -178,8 +185,18 @@ class Grouper(Generic[T, R]):
         return 1 if self._weigh is None else self._weigh(item)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._groups.discard(task)
+        self._groups.pop(task, None)
+        self._tell_life()
         self._start_groups()
+
+    def _tell_life(self) -> None:
+        if self._heartbeat is None:
+            return
+        oldest = next(iter(self._groups.values()), None)
+        if oldest is None:
+            self._heartbeat.rest()
+        else:
+            self._heartbeat.busy_since(oldest)
 
     async def _work(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
         results: Sequence[R | Exception]

@@ -31,6 +31,10 @@ class Heartbeat:
         """It goes on; the next sign is due in time."""
         self._touched_at = time.monotonic()
 
+    def busy_since(self, moment: float) -> None:
+        """It has worked at the same thing since a moment of the monotonic clock; `rest` when it is done."""
+        self._touched_at = moment
+
     def rest(self) -> None:
         """It has nothing to do: no sign is due until the next `touch`."""
         self._touched_at = None

@@ -18,6 +18,7 @@ from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal, idempotency_conflict, unavailable
 from infra.grouping import Grouper
+from infra.heartbeat import Watchdog
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS, GROUP_WAITING
@@ -65,7 +66,12 @@ class SingleAcceptor:
     """Accepts single messages."""
 
     def __init__(
-        self, database: Database, settler: MessageSettler, identifiers: IdentifierSource, settings: Settings
+        self,
+        database: Database,
+        settler: MessageSettler,
+        identifiers: IdentifierSource,
+        settings: Settings,
+        watchdog: Watchdog,
     ) -> None:
         self._database = database
         self._settler = settler
@@ -78,6 +84,7 @@ class SingleAcceptor:
             in_flight_max=settings.accept_groups_in_flight,
             gather_seconds=settings.accept_gather_seconds,
             name="queue of messages to accept",
+            heartbeat=watchdog.heartbeat("accept-groups"),
         )
         GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
         self._group_size = GROUP_SIZE.labels(_GROUP)

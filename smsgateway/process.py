@@ -101,9 +101,10 @@ class GatewayProcess:
             watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
         )
         stack.push_async_callback(queue.close)
-        singles = SingleAcceptor(database, MessageSettler(database, ledger, queue, identifiers), identifiers, settings)
+        settler = MessageSettler(database, ledger, queue, identifiers)
+        singles = SingleAcceptor(database, settler, identifiers, settings, watchdog)
         stack.push_async_callback(singles.close)
-        intake = ReceiptIntake(database, queue, identifiers, settings)
+        intake = ReceiptIntake(database, queue, identifiers, settings, watchdog)
         stack.push_async_callback(intake.close)
         service = SmsGatewayService(
             database,

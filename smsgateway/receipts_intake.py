@@ -11,6 +11,7 @@ import structlog
 from infra.crash_points import reach
 from infra.database import Database
 from infra.grouping import Grouper
+from infra.heartbeat import Watchdog
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.carriers.base import CarrierReceipt, ReceiptState
@@ -44,7 +45,12 @@ class ReceiptIntake:
     """Stores receipts and queues them."""
 
     def __init__(
-        self, database: Database, queue: DispatchQueue, identifiers: IdentifierSource, settings: Settings
+        self,
+        database: Database,
+        queue: DispatchQueue,
+        identifiers: IdentifierSource,
+        settings: Settings,
+        watchdog: Watchdog,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -56,6 +62,7 @@ class ReceiptIntake:
             queue_max=settings.receipt_queue_max,
             in_flight_max=settings.receipt_groups_in_flight,
             name="queue of receipts",
+            heartbeat=watchdog.heartbeat("receipt-groups"),
         )
         self._pushes: Grouper[ReceiptItem, bool] = Grouper(
             self._push,
@@ -63,6 +70,7 @@ class ReceiptIntake:
             queue_max=settings.receipt_queue_max,
             gather_seconds=settings.receipt_gather_seconds,
             name="queue of receipts to queue",
+            heartbeat=watchdog.heartbeat("receipt-pushes"),
         )
         GROUP_WAITING.labels(_GROUP).set_function(lambda: self._grouper.waiting)
 

@@ -202,7 +202,8 @@ class WorkerProcess:
         self._stack.push_async_callback(dispatch_queue.close)
         pulls = settings.receipt_pull and carrier is not None and carrier.limits.max_pull > 0
         if pulls and carrier is not None:
-            self._add_puller(carrier, database, ReceiptIntake(database, dispatch_queue, identifiers, settings))
+            intake = ReceiptIntake(database, dispatch_queue, identifiers, settings, self._watchdog)
+            self._add_puller(carrier, database, intake)
         self._add_sweepers(
             Sweepers(
                 database=database,

@@ -14,6 +14,7 @@ from worker_harness import BRAND, ScriptedCarrier, Stack, running_stack
 
 from costcenter.process import CostCenterProcess
 from infra.errors import StartError
+from smsgateway.process import GatewayProcess
 from workers.process import WorkerProcess
 
 
@@ -23,7 +24,7 @@ async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
         yield running
 
 
-async def get(process: WorkerProcess | CostCenterProcess, path: str) -> tuple[int, Any]:
+async def get(process: WorkerProcess | CostCenterProcess | GatewayProcess, path: str) -> tuple[int, Any]:
     """What the process' HTTP port answers."""
     url = f"http://127.0.0.1:{process.http_port}{path}"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
@@ -86,6 +87,29 @@ async def test_a_lane_that_hangs_makes_a_cost_centre_not_ready(database_url: str
 
         async def ready() -> bool:
             return await get(stack.costcenter, "/readyz") == (200, {"database": True, "loops": True})
+
+        await eventually(ready)
+
+
+async def test_groups_that_hang_make_a_gateway_not_ready(database_url: str, redis_url: str) -> None:
+    """Groups of messages and of receipts whose statements wait for a lock are named, and served afterwards."""
+    async with running_stack(database_url, redis_url, watchdog_seconds=0.3) as stack:
+        async with await psycopg.AsyncConnection.connect(database_url) as holder:
+            await holder.execute("lock table smsgateway.request_key, smsgateway.receipt_inbox")
+            asking = asyncio.create_task(stack.send())
+            reporting = asyncio.create_task(stack.push_receipt(call_id="c", mobile="13800138001"))
+
+            async def named() -> bool:
+                status, checks = await get(stack.gateway, "/readyz")
+                groups = {"accept-groups", "receipt-groups"}
+                return status == 503 and groups <= checks.get("stalled", {}).keys() and checks["database"] is True
+
+            await eventually(named)
+            await holder.rollback()
+        await asyncio.wait_for(asyncio.gather(asking, reporting), 10)
+
+        async def ready() -> bool:
+            return (await get(stack.gateway, "/readyz"))[0] == 200
 
         await eventually(ready)
 

@@ -11,6 +11,7 @@ import pytest
 
 from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
+from infra.heartbeat import Heartbeat
 
 
 class Gate:
@@ -226,3 +227,27 @@ async def test_isolating_leaves_the_error_with_the_bad_item() -> None:
     assert len(groups) <= 7
     with pytest.raises(OSError, match="down"):
         await run([1, 99, 2])
+
+
+async def test_a_group_that_hangs_is_told_while_others_go_on() -> None:
+    """The heartbeat shows the oldest group under way, and nothing when there is none."""
+    heartbeat, hanging = Heartbeat(0.05), asyncio.Event()
+
+    async def run(items: list[int]) -> Sequence[int]:
+        if items[0] == 0:
+            await hanging.wait()
+        return items
+
+    grouper = Grouper(run, group_max=1, queue_max=100, in_flight_max=2, heartbeat=heartbeat)
+    assert heartbeat.stalled_seconds == 0
+    first = grouper.submit_nowait(0)
+    async with asyncio.timeout(10):
+        while heartbeat.stalled_seconds <= 0.1:
+            assert await grouper.submit(1) == 1
+            await asyncio.sleep(0.01)
+    hanging.set()
+    assert await asyncio.wait_for(first, 1) == 0
+    await asyncio.wait_for(grouper.submit(2), 1)
+    await grouper.close()
+    await asyncio.sleep(0.1)
+    assert heartbeat.stalled_seconds == 0
