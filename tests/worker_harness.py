@@ -185,7 +185,9 @@ class Stack:
         reply = await self.admin.AdjustPackage(request, metadata=bearer(ADMIN), timeout=SECONDS)
         return int(reply.package.package_id)
 
-    async def push_receipt(self, *, call_id: str, mobile: str, status: str = "DELIVRD", carrier_id: str = "m1") -> None:
+    async def push_receipt(
+        self, *, call_id: str, mobile: str, status: str = "DELIVRD", carrier_id: str = "m1", length: str = ""
+    ) -> None:
         """What the carrier pushes for one message."""
         params = {
             "receiver": "r",
@@ -195,6 +197,7 @@ class Stack:
             "mobile": mobile,
             "status": status,
             "uid": call_id,
+            "length": length,
         }
         async with aiohttp.ClientSession() as session, session.get(self.receipt_url, params=params) as response:
             assert response.status == 200, await response.text()

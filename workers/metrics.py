@@ -98,6 +98,12 @@ PULLED = Counter(
     ["account", "result"],
     registry=REGISTRY,
 )
+BILLED_OTHERWISE = Counter(
+    "smsbill_billed_otherwise",
+    "Messages for which the carrier bills more or fewer segments than we do, by the receipt that made them final",
+    ["account", "billed"],
+    registry=REGISTRY,
+)
 REFUNDED = Counter(
     "smsbill_refunded_segments", "Segments that calls of this worker gave back, by kind", ["kind"], registry=REGISTRY
 )

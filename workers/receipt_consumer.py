@@ -17,6 +17,7 @@ from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.ledger_client import Unsettled
+from smsgateway.mobile import mask_mobile
 from smsgateway.queues import RECEIPTS_PER_ENTRY, Queues, ReceiptEntry, ReceiptItem
 from smsgateway.schema import DispatchState, MessageState
 from smsgateway.store import receipts as store
@@ -24,7 +25,17 @@ from smsgateway.store.receipts import Addressee, Finality, Receipt, ReceiptPutOf
 from smsgateway.store.sending import Acceptance
 from workers.backoff import delay_seconds
 from workers.loops import OUTAGES
-from workers.metrics import PARKED, RECEIPTS, REFUNDED, RESULTS, RETRIES, STAGE_SECONDS, STAGE_SIZE, TYPE_NAMES
+from workers.metrics import (
+    BILLED_OTHERWISE,
+    PARKED,
+    RECEIPTS,
+    REFUNDED,
+    RESULTS,
+    RETRIES,
+    STAGE_SECONDS,
+    STAGE_SIZE,
+    TYPE_NAMES,
+)
 from workers.settings import Settings
 from workers.settlement import Settlement
 
@@ -298,10 +309,30 @@ class ReceiptConsumer:
                 result = "pending"
             elif key in finals:
                 finals.discard(key)
+                # Only one receipt makes a message final, so each difference is told once, by whichever worker.
+                _compare_segments(item)
                 result = _RESULT_NAMES[_FINAL[item.receipt.state]]
             else:
                 result = "repeated"
             RECEIPTS.labels(result).inc()
+
+
+def _compare_segments(item: _Matched) -> None:
+    """Tell when the carrier counts a message's segments otherwise than we do: one of the two bills is wrong."""
+    receipt, addressee = item.receipt, item.addressee
+    billed = receipt.billed_segments
+    if billed is None or billed == addressee.segments:
+        return
+    BILLED_OTHERWISE.labels(receipt.account, "more" if billed > addressee.segments else "fewer").inc()
+    log.warning(
+        "carrier bills other segments",
+        account=receipt.account,
+        brand_id=addressee.brand_id,
+        message_id=addressee.message_id,
+        mobile=mask_mobile(receipt.mobile),
+        ours=addressee.segments,
+        theirs=billed,
+    )
 
 
 def _references(receipt: Receipt) -> list[str]:

@@ -29,7 +29,7 @@ d.call_id, d.payment_no, m.batch_id is not null, coalesce(m.account, d.account)
 
 _LOAD = f"""
 select r.account, r.reference, r.inbox_id, r.call_id, r.mobile, r.state, r.carrier_code, r.detail, r.reported_at,
-       r.attempts, extract(epoch from now() - r.received_at)::double precision, {_ADDRESSEE}
+       r.attempts, extract(epoch from now() - r.received_at)::double precision, r.billed_segments, {_ADDRESSEE}
 from unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[])
      as asked (account, reference, inbox_id, brand_id, dispatch_id)
 join smsgateway.receipt_inbox as r
@@ -97,7 +97,9 @@ _COUNT_PARKED = (
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A receipt as it lies in the inbox. `state` is a number of costcenter.v1.ReceiptState."""
+    """A receipt as it lies in the inbox. `state` is a number of costcenter.v1.ReceiptState; `billed_segments` what the
+    carrier bills for the message, None when it did not tell.
+    """
 
     account: str
     reference: str
@@ -110,6 +112,7 @@ class Receipt:
     reported_at: datetime | None
     attempts: int
     age_seconds: float
+    billed_segments: int | None
 
 
 _RECEIPT_COLUMNS = len(fields(Receipt))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import structlog
 from gateway_harness import eventually, metric
 from redis.asyncio import Redis
 from worker_harness import GRANTED, ScriptedCarrier, Stack, numbers, running_stack
@@ -61,6 +62,29 @@ async def test_the_first_final_receipt_stays(stack: Stack) -> None:
     assert await stack.state(second) == MessageState.UNDELIVERED
     assert (await stack.message(second)).result_code == "UNDELIV"
     assert metric("smsbill_receipts_settled_total", result="repeated") == repeated + 2
+
+
+async def test_other_segments_than_ours_are_told_once_per_message(stack: Stack) -> None:
+    """The carrier bills more for one message, fewer for another, the same or nothing told for two: two are told, once
+    each although their receipts come twice, without the number.
+    """
+    more = metric("smsbill_billed_otherwise_total", account="chuanglan", billed="more")
+    fewer = metric("smsbill_billed_otherwise_total", account="chuanglan", billed="fewer")
+    await stack.worker(carrier=ScriptedCarrier())
+    mobiles = numbers(4)
+    ids = [await sent(stack, mobile) for mobile in mobiles[:3]]
+    ids.append(await sent(stack, mobiles[3], text="【示例】" + "长" * 70))
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            for call_id, mobile, length in zip(ids, mobiles, ("2", "1", "", "1"), strict=True):
+                await stack.push_receipt(call_id=call_id, mobile=mobile, length=length)
+            await eventually(stack.quiet)
+    assert metric("smsbill_billed_otherwise_total", account="chuanglan", billed="more") == more + 1
+    assert metric("smsbill_billed_otherwise_total", account="chuanglan", billed="fewer") == fewer + 1
+    told = [entry for entry in logs if entry["event"] == "carrier bills other segments"]
+    assert {(entry["message_id"], entry["ours"], entry["theirs"]) for entry in told} == {(ids[0], 1, 2), (ids[3], 2, 1)}
+    assert len(told) == 2
+    assert not any(mobile in str(told) for mobile in mobiles)
 
 
 async def test_an_undelivered_message_is_refunded_where_the_brand_says_so(stack: Stack) -> None:
