@@ -1,0 +1,48 @@
+"""What the bench of recovery makes of the moments at which the carrier took messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.price import VARIANTS, WHOLE, prices
+from bench.recovery import recovery
+from scripts.mutations import Mutation
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULT_AT = 1_000.0
+WHOLE_RATE = 50
+
+
+def moments(low: dict[int, int]) -> list[float]:
+    """Messages in each second from 4 before the fault to 20 after it; `low` in some of them."""
+    found = []
+    for second in range(-4, 20):
+        count = low.get(second, WHOLE_RATE)
+        found += [FAULT_AT + second + each / (count + 1) for each in range(count)]
+    return found
+
+
+def test_a_rate_that_falls_again_is_back_and_not_yet_whole() -> None:
+    """Both moments are told, in seconds after the fault."""
+    found = recovery(moments({**dict.fromkeys(range(6), 5), 10: 20}), FAULT_AT, 4, 20)
+    assert (found["back_seconds"], found["whole_seconds"]) == (6.0, 11.0)
+    assert (found["before_per_second"], found["missing_windows"]) == (50.0, 7)
+
+
+def test_a_fault_that_nobody_notices_takes_no_time() -> None:
+    """Windows of at least nine tenths count as whole."""
+    found = recovery(moments({3: 45}), FAULT_AT, 4, 20)
+    assert (found["back_seconds"], found["whole_seconds"], found["missing_windows"]) == (0.0, 0.0, 0)
+
+
+def test_a_rate_that_never_comes_back_has_no_time() -> None:
+    """It is told apart from one that took long."""
+    found = recovery(moments(dict.fromkeys(range(1, 20), 44)), FAULT_AT, 4, 20)
+    assert (found["back_seconds"], found["whole_seconds"]) == (None, None)
+
+
+def test_prices_are_shares_of_the_rate_without() -> None:
+    """Round by round, and the copies can be made of the code as it is."""
+    found = prices({WHOLE: [90, 80], "without mark": [100, 100]})
+    assert [round(each, 3) for each in found["without mark"]] == [0.1, 0.2]
+    assert [problem for name, edits in VARIANTS.items() for problem in Mutation(name, "", edits).problems(ROOT)] == []
