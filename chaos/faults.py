@@ -103,6 +103,7 @@ class Faults:
             (3, "black hole", self._black_hole),
             (3, "lost answers", self._lose_answers),
             (2, "refused connections", self._refuse),
+            (2, "forgotten connections", self._forget),
             (2, "cut connections of PostgreSQL", self._cut_connections),
             (1, "stop PostgreSQL at once", self._stop_postgres),
             (1, "kill PostgreSQL", self._kill_postgres),
@@ -278,6 +279,13 @@ class Faults:
 
         self._afterwards(seconds, end)
         return f"{whom} for {seconds:.1f} s"
+
+    async def _forget(self) -> str:
+        """Of gRPC alone: to the others a proxy that keeps a connection alive tells nothing of a firewall."""
+        ways = [way for way in self._network.ways if way[1].startswith((COSTCENTER, GATEWAY))]
+        caller, called = self._draws.choice(ways)
+        count = sum(proxy.forget() for proxy in self._network.proxies(caller=caller, called=called))
+        return f"{caller} → {called}, {count} connections, for good"
 
     # The servers.
 

@@ -63,6 +63,8 @@ class Proxy:
         for task in self._connecting:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
+        # Connections are given up in the loop's next turn.
+        await asyncio.sleep(0)
         if self._reserved is not None:
             self._reserved.close()
 
@@ -97,6 +99,10 @@ class Proxy:
         self._held = False
         return self._each(lambda link: link.release())
 
+    def forget(self) -> int:
+        """Connections that are there stay, and nothing goes through them any more; new ones work. How many."""
+        return self._each(lambda link: link.hold())
+
     def mute(self) -> int:
         """Requests go through, answers are swallowed; new connections likewise. `unmute` resets them."""
         self._mute = True
@@ -125,6 +131,10 @@ class Proxy:
 
     def opened(self, caller: _End) -> None:
         """A caller has connected: connect on."""
+        if self._server is None:
+            # It was on its way when we began to refuse.
+            caller.reset()
+            return
         task = asyncio.create_task(self._connect(caller))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -142,6 +152,9 @@ class Proxy:
             # As the caller would see it without us, if a moment later: nobody is there.
             caller.reset()
             return
+        except asyncio.CancelledError:
+            caller.reset()
+            raise
         if caller.lost or called.lost:
             caller.finish()
             called.reset()

@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 # One role or more per full method name; the caller needs any one of them. An empty set admits every token.
 Permissions = Mapping[str, frozenset[Role]]
 
+# Pings of a caller at least so far apart are no abuse; the least that `grpc_keepalive_seconds` allows.
+_PING_MILLISECONDS = 500
+
 # Health and reflection tell nothing about brands and are asked by load balancers, which hold no token.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
 
@@ -156,6 +159,8 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
                 ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
+                # A connection's caller may try it more often than the library's five minutes.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MILLISECONDS),
                 # Two stacks on one port would share its calls in silence; a taken port must be an error.
                 ("grpc.so_reuseport", 0),
                 # What this process has no time to take, the library refuses before any Python sees it, more and more
@@ -227,6 +232,7 @@ def open_channel(settings: BaseSettings, target: str) -> grpc.aio.Channel:
     A `target` is `host:port`, or several as gRPC writes them (`ipv4:10.0.0.1:50051,10.0.0.2:50051`, or a name with
     several addresses behind `dns:///`): calls go to all that answer, by turns.
     """
+    keepalive = round(settings.grpc_keepalive_seconds * 1_000)
     options = [
         ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
@@ -234,6 +240,10 @@ def open_channel(settings: BaseSettings, target: str) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.keepalive_time_ms", keepalive),
+        ("grpc.keepalive_timeout_ms", keepalive),
+        # Of the library's own pings, which stand for ours while they are out.
+        ("grpc.http2.ping_timeout_ms", keepalive),
     ]
     authorities = settings.grpc_tls_ca or settings.grpc_tls_certificate
     if authorities is None:

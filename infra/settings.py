@@ -70,6 +70,13 @@ class BaseSettings(pydantic_settings.BaseSettings):
     grpc_message_bytes_max: int = Field(
         8 * 1024 * 1024, gt=0, description="Largest gRPC message; a batch of 5,000 items is about 1 MiB"
     )
+    grpc_keepalive_seconds: float = Field(
+        10,
+        ge=1,
+        le=3_600,
+        description="A connection on which calls of ours wait is tried so often, and replaced when it is silent for as"
+        " long again: a firewall may have forgotten it, which the system would notice after a quarter of an hour",
+    )
     grpc_calls_max: int = Field(
         10_000,
         gt=0,

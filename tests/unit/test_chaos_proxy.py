@@ -192,6 +192,20 @@ async def test_refused_while_others_go_on(proxy: Proxy) -> None:
     await ended(again)
 
 
+async def test_forgotten_connections_stay_silent_and_new_ones_work(proxy: Proxy, echo: Echo) -> None:
+    """What a firewall does: nothing goes through the connections that are there, for good, and nobody is told."""
+    reader, writer = await opened(proxy)
+    assert proxy.forget() == 1
+    writer.write(b"lost")
+    again, again_writer = await opened(proxy)
+    assert await is_silent(reader, 1)
+    again_writer.write(b"on")
+    assert await again.readexactly(2) == b"on"
+    assert b"lost" not in echo.got
+    await ended(writer)
+    await ended(again_writer)
+
+
 async def test_a_part_that_is_away(tmp_path: Path) -> None:
     """With nobody behind it the caller gets an error, not silence; over a Unix socket too."""
     proxy = Proxy("nobody", str(tmp_path / "nobody"))
