@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from pydantic import SecretStr
 from worker_harness import ADMIN, GRANTED, SERVICE, Stack, running_stack
 
 from infra.crash_points import REACHED
+from protos.costcenter.v1 import cost_center_admin_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2_grpc
 from scripts import databases
 from smsbill import reconcile
@@ -35,9 +35,9 @@ from smsgateway.process import GatewayProcess
 from smsgateway.schema import MessageState
 
 T = TypeVar("T")
-Sms = Any  # sms_gateway_pb2_grpc.SmsGatewayAsyncStub, which only its type stub has
 
-SECONDS = 60.0
+# Generous: the machine may have two cores and much else to do.
+SECONDS = 120.0
 # Numbers with this ending are refused by the carrier.
 REFUSED = "99"
 REFUSED_CODE = "107"
@@ -51,12 +51,8 @@ _UNANSWERED = {
 # Dead workers are noticed soon, and what they left is taken up soon.
 QUICK: dict[str, Any] = {
     "log_level": "WARNING",
-    "lease_seconds": 0.5,
-    "walk_seconds": 1,
-    "chuanglan_connect_seconds": 1,
-    "chuanglan_call_seconds": 1,
-    "submit_start_seconds": 0.5,
-    "submit_margin_seconds": 0.1,
+    "database_wait_seconds": 10,
+    "walk_seconds": 2,
     "stalled_seconds": 0.5,
     "stalled_after_loss_seconds": 0.3,
     "receipt_takeover_seconds": 0.5,
@@ -65,6 +61,13 @@ QUICK: dict[str, Any] = {
     "accepting_seconds": 0.5,
     "book_due_seconds": 0.2,
     "ledger_attempts": 2,
+}
+# A call without an answer is given up soon: not for those whose own calls must be answered, however slow the machine.
+HASTY: dict[str, Any] = {
+    "chuanglan_connect_seconds": 1,
+    "chuanglan_call_seconds": 1,
+    "submit_start_seconds": 0.5,
+    "submit_margin_seconds": 0.1,
 }
 BEHAVIOUR: dict[str, Any] = {
     "receipt_delay_ms_min": 20,
@@ -98,14 +101,22 @@ class World:
     redis: redis.asyncio.Redis
     folder: Path
     brand_id: int = 0
+    granted: int = GRANTED
+    package_id: int = 0
     expected: dict[str, Outcome] = field(default_factory=dict)
     processes: list[Command] = field(default_factory=list)
 
     async def begin(self) -> None:
         """A new brand, and a carrier that behaves."""
-        self.brand_id, self.expected = next(_brands), {}
+        self.brand_id, self.granted, self.expected = next(_brands), GRANTED, {}
         self.behave()
-        await self.stack.grant(self.brand_id)
+        self.package_id = await self.stack.grant(self.brand_id)
+
+    async def impoverish(self) -> None:
+        """Take back what the brand owns."""
+        self.granted = 0
+        claw_back = cost_center_admin_pb2.ClawBackAdjustment(package_id=self.package_id, segments=GRANTED)
+        await self.stack.adjust(self.brand_id, claw_back=claw_back)
 
     def behave(self, **changes: Any) -> None:
         """Have the carrier behave but for `changes`."""
@@ -135,6 +146,12 @@ class World:
     async def dies(self, name: str, point: str, **settings: Any) -> None:
         """A process of this command does what there is to do until it dies at a point."""
         await died(self.start(name, point, **settings), point)
+        await self.end_leases()
+
+    async def end_leases(self) -> None:
+        """As if the time of a dead worker's leases were over. A short time would end those of the living, too."""
+        if keys := [key async for key in self.redis.scan_iter(match="lease:*")]:
+            await self.redis.delete(*keys)
 
     async def settled(self, **settings: Any) -> None:
         """Have a worker that is not killed do what is left to do, and judge."""
@@ -150,7 +167,7 @@ class World:
         assert await self._outcomes() == {mobile: (each.state, each.code) for mobile, each in self.expected.items()}
         sent = [mobile for mobile, outcome in self.expected.items() if outcome.sent]
         assert self._seen() == dict.fromkeys(sent, 1)
-        assert await self.stack.balance(self.brand_id) == (GRANTED - len(sent), 0)
+        assert await self.stack.balance(self.brand_id) == (self.granted - len(sent), 0)
         url = self.stack.database_url
         whole = Reconciliation(url, url, self.stack.redis_url, progress=lambda *_: None)
         assert await asyncio.wait_for(whole.run(), SECONDS) == []
@@ -191,18 +208,24 @@ async def died(process: Command, point: str) -> None:
     assert (lines[-1]["event"], lines[-1]["point"]) == (REACHED, point.partition(":")[0])
 
 
-async def answered(target: Callable[[], str], call: Callable[[Sms], Awaitable[T]]) -> T:
-    """Call a gateway as a real caller does: with the same request again until it is answered. `target`: where it is."""
-    deadline = time.monotonic() + SECONDS
-    while True:
-        # A new channel each time: one that has lost its server waits a second and more before it looks again.
-        async with grpc.aio.insecure_channel(target()) as channel:
-            try:
-                return await call(sms_gateway_pb2_grpc.SmsGatewayStub(channel))
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in _UNANSWERED or time.monotonic() > deadline:
-                    raise
-        await asyncio.sleep(0.02)
+async def asked(world: World, target: str, call: Callable[[Stack], Awaitable[T]]) -> T | None:
+    """Call the gateway that listens there once; None when it gave no answer. Raises its refusals."""
+    # A new channel each time: one that has lost its server waits a second and more before it looks again.
+    async with grpc.aio.insecure_channel(target) as channel:
+        try:
+            return await call(replace(world.stack, sms=sms_gateway_pb2_grpc.SmsGatewayStub(channel)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _UNANSWERED:
+                raise
+    return None
+
+
+async def answered(world: World, target: str, call: Callable[[Stack], Awaitable[T]]) -> T:
+    """Call a gateway as a real caller does: with the same request again until it is answered."""
+    async with asyncio.timeout(SECONDS):
+        while (reply := await asked(world, target, call)) is None:  # noqa: ASYNC110 - another process, it may be dead
+            await asyncio.sleep(0.02)
+    return reply
 
 
 @dataclass
@@ -282,7 +305,7 @@ async def running_world(server_url: str, template: str, redis_url: str, folder: 
 Way = Callable[[World], Awaitable[None]]
 
 
-async def walk(
+async def walk_all(
     ways: Mapping[str, Way], server_url: str, template: str, redis_urls: Sequence[str], folder: Path
 ) -> dict[str, BaseException | None]:
     """Walk all ways, some at once, each in a world that no other uses at that time; what each failed with."""

@@ -486,13 +486,15 @@ class Sender:
         )
         if item.failed_count:
             log.warning("accepted in part, which part is not told", failed_count=item.failed_count)
-        if await self._insist("settle", lambda _: self._acceptances.submit(item), patient=True):
-            reach("worker.dispatch.settled")
+        ours = await self._insist("settle", lambda _: self._acceptances.submit(item), patient=True)
+        reach("worker.dispatch.settled")
+        if ours:
             RESULTS.labels(self._labels[0], "sent").inc(claimed.messages)
 
     async def _fail(self, item: Failure, messages: int) -> None:
-        if await self._insist("fail", lambda _: self._failures.submit(item), patient=True):
-            reach("worker.dispatch.failed")
+        ours = await self._insist("fail", lambda _: self._failures.submit(item), patient=True)
+        reach("worker.dispatch.failed")
+        if ours:
             RESULTS.labels(self._labels[0], "failed").inc(messages)
 
     async def _set_unknown(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
