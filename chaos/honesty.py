@@ -29,7 +29,7 @@ from smsbill.tables import console, table
 ROOT = Path(__file__).resolve().parent.parent
 TRIES = 2
 # Starting, stopping and judging on a busy machine, beside sending and settling.
-SPARE_SECONDS = 120.0
+SPARE_SECONDS = 300.0
 # A run that is told to end stops its servers in order.
 STOP_SECONDS = 30.0
 # What a run is told of its end; the whole of it is in the log of a broken copy.

@@ -51,24 +51,50 @@ def _carrier(name: str, calm: str, always: str) -> Edit:
     return Edit("chaos/faults.py", f'"{name}": {calm},', f'"{name}": {always},')
 
 
-KILLS = Conditions("processes die, carrier slow", ("kill",), edits=(_carrier("latency_ms", "30", "400"),))
+# Faults meet workers alone, and leave those that died the time to start again: dead ones have nothing in hand.
+_WORKERS = (
+    Edit("chaos/faults.py", 'if child.name != "carrier-simulator"', 'if child.name.startswith("worker")'),
+    Edit("chaos/faults.py", "PAUSE_SECONDS = (0.3, 2.5)", "PAUSE_SECONDS = (1.5, 3.0)"),
+)
+KILLS = Conditions(
+    "workers die, carrier slow",
+    ("kill",),
+    messages=900,
+    seconds=18,
+    environment={"SMSBILL_WORKERS": "4"},
+    edits=(*_WORKERS, _carrier("latency_ms", "30", "1_000")),
+)
+# Claimed and paid messages wait for a slot.
+_FEW_SLOTS = {f"SMSBILL_SLOTS_{each}": "4" for each in ("VERIFICATION", "NOTIFICATION", "MARKETING")}
+PAID_WAITING = Conditions(
+    "workers die with paid messages that wait",
+    ("kill",),
+    seconds=18,
+    environment={"SMSBILL_WORKERS": "4", **_FEW_SLOTS},
+    edits=(*_WORKERS, _carrier("latency_ms", "30", "1_000")),
+)
 STOPS = Conditions(
-    "processes stand still, carrier slow",
+    "workers stand still, carrier slow",
     ("stand still",),
-    messages=600,
-    # Claimed and paid messages wait for a slot, and a lease is shorter than most stops.
-    environment={
-        "SMSBILL_LEASE_SECONDS": "1",
-        "SMSBILL_SLOTS_VERIFICATION": "4",
-        "SMSBILL_SLOTS_NOTIFICATION": "4",
-        "SMSBILL_SLOTS_MARKETING": "4",
-    },
-    edits=(_carrier("latency_ms", "30", "1_500"),),
+    # A lease is shorter than most stops.
+    environment={"SMSBILL_LEASE_SECONDS": "1", **_FEW_SLOTS},
+    edits=(*_WORKERS, _carrier("latency_ms", "30", "1_500")),
 )
 REDIS_LOSES = Conditions(
     "Redis loses all, processes die", ("empty Redis", "kill Redis", "kill"), messages=1_200, settle_seconds=60
 )
-ANSWERS_LOST = Conditions("answers are lost, processes die", ("lost answers", "reset", "kill"))
+ANSWERS_LOST = Conditions(
+    "callers lose answers",
+    ("lost answers",),
+    edits=(
+        Edit(
+            "chaos/faults.py",
+            "        scope = self._draws.choice(SCOPES)\n"
+            "        caller, called = self._draws.choice(self._network.ways)\n",
+            '        scope, caller, called = "called", "", GATEWAY\n',
+        ),
+    ),
+)
 CARRIER_SILENT = Conditions(
     "the carrier takes calls and does not answer",
     ("forged receipts",),
@@ -82,9 +108,12 @@ CARRIER_LOSES = Conditions(
     edits=(_carrier("lost_rate", "0", "0.2"),),
 )
 REFUSALS = Conditions(
-    "the carrier refuses some, processes and PostgreSQL die",
-    ("kill", "stop PostgreSQL at once", "cut connections of PostgreSQL"),
-    edits=(_carrier("error_rates", "{}", '{"105": 0.3}'),),
+    "workers die, the carrier refuses some",
+    ("kill",),
+    seconds=18,
+    # What is owed is told in larger groups, so that more of it is in memory when a worker dies.
+    environment={"SMSBILL_WORKERS": "4", "SMSBILL_OUTBOX_GATHER_SECONDS": "3"},
+    edits=(*_WORKERS, _carrier("error_rates", "{}", '{"105": 0.3}')),
 )
 DATABASE_STOPS = Conditions("PostgreSQL dies", ("stop PostgreSQL at once", "kill PostgreSQL"))
 
@@ -169,7 +198,7 @@ SAFEGUARDS = (
         "`workers/sender.py`, `Sender._pay`, and `costcenter.payment_key`: the dispatch's id is the `request_id`",
         "charged exactly if it was sent, however often the cost centre is asked",
         _damage("charged twice or for nothing"),
-        ANSWERS_LOST,
+        PAID_WAITING,
     ),
     Safeguard(
         Mutation(
