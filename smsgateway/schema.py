@@ -1,7 +1,7 @@
 """Tables of the gateway. SQL that reads and writes them is in `smsgateway.store`.
 
-`brand_id` leads every key. The exceptions are keyed by the carrier's reference, because a receipt arrives without a
-brand: `route` and `receipt_inbox`.
+`brand_id` leads every key. The exceptions are keyed by the carrier's account, because receipts arrive without a brand:
+`route`, `receipt_inbox` and `receipt_pull`.
 
 A message's row is its record: written when it is accepted, when the carrier has answered and when its receipt comes.
 What moves in between is in `dispatch`, the unit that is queued, paid and submitted: one row for a single message (with

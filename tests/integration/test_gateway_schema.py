@@ -60,7 +60,7 @@ def test_models_and_migrations_agree(database_url: str, empty_database_url: str)
 
 
 def test_every_key_is_led_by_the_brand(database_url: str) -> None:
-    """Unique keys begin with brand_id, so that tables can be sharded by it, but where a receipt comes without it."""
+    """Unique keys begin with brand_id, so that tables can be sharded by it, but where receipts come without it."""
     with psycopg.connect(database_url) as connection:
         rows = connection.execute(
             """
@@ -70,10 +70,10 @@ def test_every_key_is_led_by_the_brand(database_url: str) -> None:
             where c.relnamespace = 'smsgateway'::regnamespace and i.indisunique and c.relname <> 'alembic_version'
             """
         ).fetchall()
-    by_reference = {"route", "receipt_inbox"}
+    by_account = {"route", "receipt_inbox", "receipt_pull"}
     assert {name for name, _ in rows} == {table.name for table in metadata.tables.values()}
     assert {(name, first) for name, first in rows if first != "brand_id"} == {
-        (name, "account") for name in by_reference
+        (name, "account") for name in by_account
     }
 
 

@@ -343,7 +343,7 @@ async def test_a_lost_redis_loses_and_doubles_nothing(stack: Stack, redis_url: s
     await eventually(lambda: _called(carrier, 20))
     async with open_redis(redis_url, connections_max=1, timeout_seconds=5) as redis:
         await redis.flushdb()
-    await eventually(lambda: _all_sent(stack, 250), 30)
+    await eventually(lambda: _all_sent(stack, 250), 60)
     assert Counter(carrier.sent) == Counter(f"+86{number}" for number in numbers(200) + numbers(50, first=1_000))
     assert sum(payment.segments for payment in await stack.payments()) == 250
 
