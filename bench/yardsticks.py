@@ -1,8 +1,9 @@
 """Servers with the ledger's messages and interceptor that unary calls are measured against.
 
 Run as `python -m bench.yardsticks noop <address> <token>`, which does nothing, or `… transaction <address> <token>
-<database URL>`, which books each call in a transaction of its own under the brand's row lock, as a plain service would;
-it knows neither packages nor repeated calls, so it is faster than an honest one. Both print their port.
+<database URL>`, which books each call in a transaction of its own under the brand's row lock, one statement after
+another, as a plain service would. It keeps the same records (repeated calls, balance and its history, package, freeze,
+payment, journal) and knows no rule beside the balance. Both print their port.
 """
 
 from __future__ import annotations
@@ -33,18 +34,36 @@ SEGMENTS = 10**15
 
 _SCHEMA = f"""
 create schema yardstick;
-create table yardstick.balance (brand_id bigint primary key, free bigint not null check (free >= 0))
+create table yardstick.request (brand_id bigint, request_id text, reply bytea not null,
+    primary key (brand_id, request_id));
+create table yardstick.balance (brand_id bigint primary key, total bigint not null, frozen bigint not null,
+    check (frozen between 0 and total)) with (fillfactor = 50);
+create table yardstick.history (brand_id bigint, at timestamptz default clock_timestamp(), total bigint, frozen bigint,
+    primary key (brand_id, at));
+create table yardstick.package (brand_id bigint primary key, remaining bigint not null check (remaining >= 0))
     with (fillfactor = 50);
-create table yardstick.freeze (order_no text primary key, brand_id bigint not null, segments bigint not null,
-    open bigint not null check (open >= 0), created_at timestamptz not null default clock_timestamp());
-create table yardstick.payment (payment_no text primary key, order_no text not null, segments bigint not null,
-    created_at timestamptz not null default clock_timestamp());
-insert into yardstick.balance select i, {SEGMENTS} from generate_series(1, {BRANDS}) i
+create table yardstick.freeze (brand_id bigint, order_no text, segments bigint not null,
+    open bigint not null check (open >= 0), created_at timestamptz not null default clock_timestamp(),
+    primary key (brand_id, order_no));
+create table yardstick.payment (brand_id bigint, payment_no text, order_no text not null, segments bigint not null,
+    created_at timestamptz not null default clock_timestamp(), primary key (brand_id, payment_no));
+create table yardstick.entry (brand_id bigint, at timestamptz default clock_timestamp(), kind smallint not null,
+    segments bigint not null, reference text not null, primary key (brand_id, reference, kind));
+insert into yardstick.balance select i, {SEGMENTS}, 0 from generate_series(1, {BRANDS}) i;
+insert into yardstick.package select i, {SEGMENTS} from generate_series(1, {BRANDS}) i
 """
-_TAKE = "update yardstick.balance set free = free - %s where brand_id = %s and free >= %s"
-_FREEZE = "insert into yardstick.freeze (order_no, brand_id, segments, open) values (%s, %s, %s, %s)"
-_SETTLE = "update yardstick.freeze set open = open - %s where order_no = %s and brand_id = %s and open >= %s"
-_PAY = "insert into yardstick.payment (payment_no, order_no, segments) values (%s, %s, %s)"
+_KEY = "select reply from yardstick.request where brand_id = %s and request_id = %s"
+_LOCK = "select total - frozen from yardstick.balance where brand_id = %s for update"
+_BALANCE = (
+    "update yardstick.balance set total = total - %s, frozen = frozen + %s where brand_id = %s returning total, frozen"
+)
+_HISTORY = "insert into yardstick.history (brand_id, total, frozen) values (%s, %s, %s)"
+_PACKAGE = "update yardstick.package set remaining = remaining - %s where brand_id = %s"
+_FREEZE = "insert into yardstick.freeze (brand_id, order_no, segments, open) values (%s, %s, %s, %s)"
+_SETTLE = "update yardstick.freeze set open = open - %s where brand_id = %s and order_no = %s and open >= %s"
+_PAY = "insert into yardstick.payment (brand_id, payment_no, order_no, segments) values (%s, %s, %s, %s)"
+_ENTRY = "insert into yardstick.entry (brand_id, kind, segments, reference) values (%s, %s, %s, %s)"
+_REMEMBER = "insert into yardstick.request (brand_id, request_id, reply) values (%s, %s, %s)"
 
 
 class NoopService(rpc.CostCenterServicer):
@@ -68,22 +87,45 @@ class TransactionService(rpc.CostCenterServicer):
     async def SmsSendPrePay(self, request: pb.SmsSendPrePayRequest, context: Any) -> pb.SmsSendPrePayResponse:  # noqa: N802
         number, segments, brand_id = secrets.token_hex(16), request.segments, request.brand_id
         async with self._pool.connection() as connection:
-            taken = await connection.execute(_TAKE, (segments, brand_id, segments))
-            if not taken.rowcount:
+            found = await (await connection.execute(_KEY, (brand_id, request.request_id))).fetchone()
+            if found:
+                return pb.SmsSendPrePayResponse.FromString(found[0])
+            free = await (await connection.execute(_LOCK, (brand_id,))).fetchone()
+            if free is None or free[0] < segments:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no balance")
-            await connection.execute(_FREEZE, (number, brand_id, segments, segments))
-        reply = pb.SmsSendPrePayResponse(order_no=number, segments=segments)
-        reply.expires_at.seconds = 1_795_319_129
+            await connection.execute(_PACKAGE, (segments, brand_id))
+            await connection.execute(_FREEZE, (brand_id, number, segments, segments))
+            reply = pb.SmsSendPrePayResponse(order_no=number, segments=segments)
+            reply.expires_at.seconds = 1_795_319_129
+            await self._book(connection, request, 0, segments, 1, number, reply)
         return reply
 
     async def SmsSendPay(self, request: pb.SmsSendPayRequest, context: Any) -> pb.SmsSendPayResponse:  # noqa: N802
-        number, segments = secrets.token_hex(16), request.segments
+        number, segments, brand_id = secrets.token_hex(16), request.segments, request.brand_id
+        key = f"{request.request_id}-pay"
         async with self._pool.connection() as connection:
-            settled = await connection.execute(_SETTLE, (segments, request.order_no, request.brand_id, segments))
+            found = await (await connection.execute(_KEY, (brand_id, key))).fetchone()
+            if found:
+                return pb.SmsSendPayResponse.FromString(found[0])
+            await connection.execute(_LOCK, (brand_id,))
+            settled = await connection.execute(_SETTLE, (segments, brand_id, request.order_no, segments))
             if not settled.rowcount:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "nothing is frozen")
-            await connection.execute(_PAY, (number, request.order_no, segments))
-        return pb.SmsSendPayResponse(payment_no=number, segments=segments, open=0)
+            await connection.execute(_PAY, (brand_id, number, request.order_no, segments))
+            reply = pb.SmsSendPayResponse(payment_no=number, segments=segments, open=0)
+            await self._book(connection, request, segments, -segments, 2, number, reply, key)
+        return reply
+
+    @staticmethod
+    async def _book(
+        connection: Any, request: Any, paid: int, frozen: int, kind: int, number: str, reply: Any, key: str = ""
+    ) -> None:
+        """What every call leaves: the balance and its history, the journal, and the reply for a repeated call."""
+        brand_id = request.brand_id
+        row = await (await connection.execute(_BALANCE, (paid, frozen, brand_id))).fetchone()
+        await connection.execute(_HISTORY, (brand_id, *row))
+        await connection.execute(_ENTRY, (brand_id, kind, request.segments, number))
+        await connection.execute(_REMEMBER, (brand_id, key or request.request_id, reply.SerializeToString()))
 
 
 async def main() -> None:
