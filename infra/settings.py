@@ -17,8 +17,8 @@ from infra.data_folder import default_data_dir
 from infra.errors import StartError
 
 
-class BaseSettings(pydantic_settings.BaseSettings):
-    """What every process needs."""
+class EnvironmentSettings(pydantic_settings.BaseSettings):
+    """Settings from the environment; a subclass of another prefix names it in its `model_config`."""
 
     model_config = pydantic_settings.SettingsConfigDict(
         env_prefix="SMSBILL_",
@@ -28,6 +28,20 @@ class BaseSettings(pydantic_settings.BaseSettings):
         frozen=True,
         env_ignore_empty=True,
     )
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""
+        try:
+            return cls()
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = cls.model_config.get("env_prefix", "") + "_".join(str(part) for part in first["loc"]).upper()
+            raise StartError(f"setting {name}: {first['msg']}; correct it in the environment or in .env") from None
+
+
+class BaseSettings(EnvironmentSettings):
+    """What every process needs."""
 
     data_dir: Path = Field(
         default_factory=default_data_dir, description="Folder of the embedded servers and their data"
@@ -90,13 +104,3 @@ class BaseSettings(pydantic_settings.BaseSettings):
         description="Calls that wait until a process has time to take them, about half a second's; from there on the"
         " gRPC library refuses more and more of the rest with CANCELLED, at twice as many all; call again later",
     )
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""
-        try:
-            return cls()
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            name = "SMSBILL_" + "_".join(str(part) for part in first["loc"]).upper()
-            raise StartError(f"setting {name}: {first['msg']}; correct it in the environment or in .env") from None

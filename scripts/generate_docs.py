@@ -432,7 +432,8 @@ def settings_page() -> str:
     chapters = [(_settings_class(module, cls), title) for module, cls, title in CHAPTERS]
     listed = {cls for cls, _ in chapters}
     base = chapters[0][0]
-    left = [cls for cls in _subclasses(base) if cls not in listed]
+    # Those of a prefix of their own as well: they share with `base` what reads the environment.
+    left = [cls for cls in _subclasses(base.__base__) if cls not in listed]
     if left:
         sys.exit(f"settings without a chapter in {Path(__file__).name}: {', '.join(map(str, left))}")
     lines = [SETTINGS_INTRODUCTION.format(notice=NOTICE)]
@@ -446,7 +447,7 @@ def settings_page() -> str:
         for name in cls.__annotations__:
             field = cls.model_fields.get(name)
             if field is not None:
-                lines.append(_setting(name, field, _read_by(name, cls, readers, everyone=cls is base)))
+                lines.append(_setting(name, field, _prefix(cls), _read_by(name, cls, readers, everyone=cls is base)))
         lines.append("")
     return "\n".join(lines)
 
@@ -472,11 +473,15 @@ def _read_by(name: str, cls: Any, readers: list[tuple[str, Any]], *, everyone: b
     )
 
 
-def _setting(name: str, field: FieldInfo, read_by: str) -> str:
+def _prefix(cls: Any) -> str:
+    return str(cls.model_config["env_prefix"])
+
+
+def _setting(name: str, field: FieldInfo, prefix: str, read_by: str) -> str:
     if not field.description:
         sys.exit(f"setting {name} has no description")
     cells = (
-        f"`SMSBILL_{name.upper()}`",
+        f"`{prefix}{name.upper()}`",
         _type_name(field),
         _default(field),
         _bounds(field),

@@ -37,6 +37,7 @@ from smsbill.failure import CommandError
 from smsbill.findings import GOOD, NOTE, PROBLEM, Finding
 from smsbill.settings import StackSettings
 from smsgateway import reconciliation
+from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.queues import QueueItem, Queues, open_redis, queue_of
@@ -172,7 +173,8 @@ class AfterRestore:
         self._settings = settings
         self._wish = wish
         self._pushed_seconds = pushed_seconds
-        self._account = settings.carrier_account if settings.chuanglan_account else "simulator"
+        simulated = carrier_kind(settings.carrier).describe(settings) is None
+        self._account = "simulator" if simulated else settings.carrier_account
         self._database = Database(
             settings.database_url,
             size=2,

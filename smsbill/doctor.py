@@ -35,6 +35,7 @@ from smsbill.findings import GOOD, NOTE, PROBLEM, Finding, tell
 from smsbill.settings import StackSettings
 from smsbill.stack_file import StackFile
 from smsgateway import migrations as gateway_migrations
+from smsgateway.carriers.registry import carrier_kind
 from smsgateway.schema import SCHEMA as GATEWAY_SCHEMA
 from workers.account import CARRIER_WORKS
 
@@ -295,11 +296,15 @@ class Examination:
         if self._stack is not None and self._stack.simulator_url:
             detail = f"simulated, {self._stack.simulator_url}; no text leaves this machine"
             return Finding("carrier", NOTE, detail, "set SMSBILL_CHUANGLAN_* to send for real")
-        if not self._settings.chuanglan_account:
-            return Finding(
-                "carrier", NOTE, "no account", "`smsbill up` simulates one; SMSBILL_CHUANGLAN_* sets a real one"
-            )
-        return Finding("carrier", GOOD, f"Chuanglan account at {self._settings.chuanglan_url}")
+        name = self._settings.carrier
+        try:
+            described = carrier_kind(name).describe(self._settings)
+        except StartError as error:
+            return Finding("carrier", PROBLEM, str(error), "correct the setting")
+        if described is None:
+            advice = f"`smsbill up` simulates one; SMSBILL_{name.upper()}_* sets a real one"
+            return Finding("carrier", NOTE, "no account", advice)
+        return Finding("carrier", GOOD, described)
 
     # Where things are.
 

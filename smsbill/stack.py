@@ -267,6 +267,7 @@ class Stack:
         if self._simulator:
             assert self._secrets is not None
             variables |= {
+                "SMSBILL_CARRIER": "chuanglan",
                 "SMSBILL_CARRIER_ACCOUNT": "simulator",
                 "SMSBILL_CHUANGLAN_ACCOUNT": SIMULATOR_ACCOUNT,
                 "SMSBILL_CHUANGLAN_PASSWORD": self._secrets.carrier_password,

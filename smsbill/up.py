@@ -11,6 +11,7 @@ from smsbill.settings import StackSettings
 from smsbill.showcase import Run, Showcase
 from smsbill.stack import Stack
 from smsbill.tables import print_json
+from smsgateway.carriers.registry import carrier_kind
 
 # What is of no use outside, or may hold the password of a server.
 _UNTOLD = ("children", "supervisor", "ready", "database_url", "ledger_database_url", "redis_url")
@@ -24,7 +25,7 @@ def run(settings: StackSettings, *, demo_messages: int, as_json: bool) -> int:
 async def _run(settings: StackSettings, demo_messages: int, as_json: bool) -> int:
     screen = Screen(stderr=as_json)
     # Texts of the demo must never reach a real carrier, whatever account is configured.
-    simulator = bool(demo_messages) or not settings.chuanglan_account
+    simulator = bool(demo_messages) or carrier_kind(settings.carrier).describe(settings) is None
     stack = Stack(settings, simulator=simulator, notify=screen.notify)
     try:
         return await interruption.run(_body(stack, screen, demo_messages, as_json), hurry=stack.hurry.set)

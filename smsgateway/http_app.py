@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from urllib.parse import parse_qsl
+import asyncio
+from collections.abc import Mapping, Sequence
 
 import orjson
 import structlog
@@ -16,90 +16,107 @@ from infra.errors import Refusal
 from infra.heartbeat import Watchdog
 from infra.http_server import Check, observability_routes
 from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic
-from smsgateway.carriers.chuanglan import RECEIPT_ACKNOWLEDGED, RECEIPT_AGAIN
+from smsgateway.carriers.registry import Answer, Callback, PushedRequest
 from smsgateway.metrics import RECEIPTS_RECEIVED
 from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-ReceiptParser = Callable[[Mapping[str, str]], CarrierReceipt]
-
-_CHUANGLAN = "chuanglan"
-_CHUANGLAN_PATH = "/callbacks/chuanglan/report"
-_CHUANGLAN_METHODS = frozenset({"GET", "POST"})
-
 
 def gateway_app(
     settings: Settings,
-    parse_chuanglan: ReceiptParser | None,
+    carrier: str,
+    callback: Callback | None,
     intake: ReceiptIntake,
     checks: Mapping[str, Check],
     watchdog: Watchdog,
 ) -> ASGIApp:
-    """The gateway's HTTP app. Without a `parse_chuanglan` its callbacks are not found."""
+    """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for receipts."""
     rest = Starlette(routes=observability_routes("SMS gateway", checks, watchdog))
-    if parse_chuanglan is None:
+    if callback is None:
         return rest
-    callback = ChuanglanCallback(settings, parse_chuanglan, intake)
+    path, methods = f"/callbacks/{carrier}/report", callback.methods
+    receipts = ReceiptCallback(settings, carrier, callback, intake)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # A carrier makes a request for each receipt: routes, middlewares and request objects would take half its time.
-        if scope["type"] == "http" and scope["path"] == _CHUANGLAN_PATH and scope["method"] in _CHUANGLAN_METHODS:
-            status, body = await callback.report(scope["method"], scope["query_string"], receive)
-            length = str(len(body)).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-        elif scope["type"] == "http" and scope["path"] == _CHUANGLAN_PATH:
-            await PlainTextResponse("Method Not Allowed", 405, {"allow": "GET, POST"})(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == path and scope["method"] in methods:
+            answer = await receipts.report(scope["method"], scope["query_string"], scope["headers"], receive)
+            headers = [
+                (b"content-type", answer.content_type.encode("latin-1")),
+                (b"content-length", str(len(answer.body)).encode()),
+            ]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer.body})
+        elif scope["type"] == "http" and scope["path"] == path:
+            allowed = {"allow": ", ".join(sorted(methods))}
+            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
         else:
             await rest(scope, receive, send)
 
     return app
 
 
-class ChuanglanCallback:
-    """Receipts that Chuanglan pushes: GET with a query, or POST with a form.
+class ReceiptCallback:
+    """Receipts that the carrier pushes.
 
-    200 `{"clcode":"000000"}`: stored. 400 with `field` and `rule`: malformed. 403: wrong receiver or password. 413: too
-    large. 503 `{"clcode":"111111"}`: not stored, to be sent again.
+    Its own words for: stored, and not stored but to be sent again. Unless it has one for what is refused as well, that
+    is 400 with `field` and `rule`: malformed; 403: not authentic; 413: too large.
     """
 
-    def __init__(self, settings: Settings, parse: ReceiptParser, intake: ReceiptIntake) -> None:
+    def __init__(self, settings: Settings, carrier: str, callback: Callback, intake: ReceiptIntake) -> None:
         self._bytes_max = settings.callback_bytes_max
-        self._fields_max = settings.callback_fields_max
-        self._parse = parse
+        self._carrier = carrier
+        self._callback = callback
         self._intake = intake
+        self._counters = {
+            result: RECEIPTS_RECEIVED.labels(carrier, result)
+            for result in ("stored", "malformed", "forbidden", "unavailable")
+        }
 
-    async def report(self, method: str, query: bytes, receive: Receive) -> tuple[int, bytes]:
-        """Take one receipt; status and JSON of the answer."""
+    async def report(
+        self, method: str, query: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Receive
+    ) -> Answer:
+        """Take the receipts of one request and answer it."""
         try:
-            params = await self._params(method, query, receive)
-            if params is None:
-                _count("malformed")
-                return 413, orjson.dumps({"error": f"more than {self._bytes_max} bytes"})
-            receipt = self._parse(params)
+            body = await self._body(method, len(query), receive)
+            if body is None:
+                self._counters["malformed"].inc()
+                return self._refused(413, {"error": f"more than {self._bytes_max} bytes"})
+            found = self._callback.read(PushedRequest(method, query, headers, body))
         except ReceiptNotAuthentic as error:
-            _count("forbidden")
-            log.warning("receipt with wrong credentials", carrier=_CHUANGLAN)
-            return 403, orjson.dumps({"error": str(error)})
+            self._counters["forbidden"].inc()
+            log.warning("receipt with wrong credentials", carrier=self._carrier)
+            return self._refused(403, {"error": str(error)})
         except MalformedReceipt as error:
-            _count("malformed")
-            log.warning("malformed receipt", carrier=_CHUANGLAN, field=error.field, rule=error.rule)
-            return 400, orjson.dumps({"error": str(error), "field": error.field, "rule": error.rule})
+            self._counters["malformed"].inc()
+            log.warning("malformed receipt", carrier=self._carrier, field=error.field, rule=error.rule)
+            return self._refused(400, {"error": str(error), "field": error.field, "rule": error.rule})
+        if len(found) == 1:
+            # The rule with most carriers, and without a task of its own.
+            stored = await self._store(found[0])
+        else:
+            stored = all(await asyncio.gather(*(self._store(receipt) for receipt in found)))
+        # Those that are stored come again with the rest; the second of each counts as repeated.
+        return self._callback.stored if stored else self._callback.again
+
+    async def _store(self, receipt: CarrierReceipt) -> bool:
         try:
             await self._intake.take(receipt)
         except (*TRANSIENT, Refusal) as error:
-            _count("unavailable")
-            log.warning("receipt not stored", carrier=_CHUANGLAN, error=type(error).__name__)
-            return 503, RECEIPT_AGAIN
-        _count("stored")
-        return 200, RECEIPT_ACKNOWLEDGED
+            self._counters["unavailable"].inc()
+            log.warning("receipt not stored", carrier=self._carrier, error=type(error).__name__)
+            return False
+        self._counters["stored"].inc()
+        return True
 
-    async def _params(self, method: str, query: bytes, receive: Receive) -> dict[str, str] | None:
-        """The fields of the query and of the form, or None when there is too much."""
-        size, body = len(query), bytearray()
+    def _refused(self, status: int, told: Mapping[str, str]) -> Answer:
+        return self._callback.refused or Answer(status, orjson.dumps(told))
+
+    async def _body(self, method: str, size: int, receive: Receive) -> bytes | None:
+        """The body, or None when there is too much of it and the query of `size` bytes."""
+        body = bytearray()
         if size > self._bytes_max:
             return None
         more = method == "POST"
@@ -114,25 +131,4 @@ class ChuanglanCallback:
                 return None
             body += chunk
             more = message.get("more_body", False)
-        params: dict[str, str] = {}
-        for part in (query, body):
-            if not part:
-                continue
-            try:
-                fields = parse_qsl(
-                    part.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=self._fields_max
-                )
-            except ValueError:
-                raise MalformedReceipt("query", f"must have at most {self._fields_max} fields") from None
-            params.update(fields)
-        return params
-
-
-_COUNTERS = {
-    result: RECEIPTS_RECEIVED.labels(_CHUANGLAN, result)
-    for result in ("stored", "malformed", "forbidden", "unavailable")
-}
-
-
-def _count(result: str) -> None:
-    _COUNTERS[result].inc()
+        return bytes(body)

@@ -38,7 +38,8 @@ GROUP_WAIT_SECONDS = Histogram(
 )
 RECEIPTS_RECEIVED = Counter(
     "smsbill_receipts_received",
-    "Receipts that carriers pushed: stored, malformed, forbidden or unavailable (asked for again)",
+    "Receipts that carriers pushed or gave on their own connection: stored, malformed, forbidden or unavailable (asked"
+    " for again)",
     ["carrier", "result"],
     registry=REGISTRY,
 )

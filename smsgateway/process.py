@@ -19,7 +19,7 @@ from protos.smsgateway.v1 import sms_gateway_pb2_grpc
 from smsgateway import migrations
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
-from smsgateway.carriers.chuanglan import ChuanglanCarrier
+from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.http_app import gateway_app
 from smsgateway.ledger_client import LedgerClient
@@ -123,13 +123,14 @@ class GatewayProcess:
             services=[SERVICE],
             register=lambda server: sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server),
         )
-        config = settings.chuanglan()
-        if config is None:
-            log.warning("no carrier account: set SMSBILL_CHUANGLAN_ACCOUNT to take its receipts")
+        kind = carrier_kind(settings.carrier)
+        if kind.describe(settings) is None:
+            log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
         http = HttpServer(
             gateway_app(
                 settings,
-                None if config is None else ChuanglanCarrier(config).parse_pushed_receipt,
+                settings.carrier,
+                kind.callback(settings),
                 intake,
                 {"database": database.reachable, "redis": redis_reachable, "costcenter": ledger.reachable},
                 watchdog,

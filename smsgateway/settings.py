@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from infra.errors import StartError
 from infra.settings import BaseSettings
 from smsgateway.carriers.chuanglan import ChuanglanConfig
+
+
+def _account_name(given: dict[str, Any]) -> str:
+    """the kind of carrier"""
+    return str(given.get("carrier", ""))
 
 
 class Settings(BaseSettings):
@@ -37,8 +42,14 @@ class Settings(BaseSettings):
     )
 
     # The carrier's account.
-    carrier_account: str = Field(
+    carrier: str = Field(
         "chuanglan",
+        min_length=1,
+        max_length=32,
+        description="Kind of carrier, by the name under which it is installed; see carriers.md",
+    )
+    carrier_account: str = Field(
+        default_factory=_account_name,
         min_length=1,
         max_length=64,
         description="Our name of the carrier's account, as it stands in records",

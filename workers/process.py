@@ -7,7 +7,6 @@ import os
 import secrets
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -22,8 +21,8 @@ from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
 from smsgateway import migrations
 from smsgateway.abandoned import AbandonedCalls
-from smsgateway.carriers.base import Carrier
-from smsgateway.carriers.chuanglan import ChuanglanCarrier
+from smsgateway.carriers.base import Carrier, ReceivingCarrier
+from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.queues import Queues, open_redis
@@ -38,6 +37,7 @@ from workers.notices import Notices
 from workers.outbox_relay import OutboxRelay
 from workers.receipt_consumer import ReceiptConsumer
 from workers.receipt_puller import ReceiptPuller
+from workers.receipt_receiver import RECEIVER_LOOK_SECONDS, ReceiptReceiver
 from workers.release_consumer import ReleaseConsumer
 from workers.sender import Sender
 from workers.settings import Settings
@@ -177,7 +177,9 @@ class WorkerProcess:
         self._relay = relay = OutboxRelay(database, ledger, settings)
         settlement = Settlement(database, relay, identifiers, hold_seconds=settings.outbox_hold_seconds)
         if carrier is None:
-            log.warning("no carrier account: set SMSBILL_CHUANGLAN_ACCOUNT; until then messages stay in their queues")
+            log.warning(
+                f"no carrier account: set SMSBILL_{settings.carrier.upper()}_*; until then messages stay queued"
+            )
         else:
             self._add_lanes(database, queues, ledger, carrier, settlement, identifiers)
             self._add_notices(waiting, queues)
@@ -201,9 +203,13 @@ class WorkerProcess:
         )
         self._stack.push_async_callback(dispatch_queue.close)
         pulls = settings.receipt_pull and carrier is not None and carrier.limits.max_pull > 0
-        if pulls and carrier is not None:
+        if carrier is not None and (pulls or isinstance(carrier, ReceivingCarrier)):
             intake = ReceiptIntake(database, dispatch_queue, identifiers, settings, self._watchdog)
-            self._add_puller(carrier, database, intake)
+            self._stack.push_async_callback(intake.close)
+            if pulls:
+                self._add_puller(carrier, database, intake)
+            if isinstance(carrier, ReceivingCarrier):
+                self._add_receiver(carrier, intake)
         self._add_sweepers(
             Sweepers(
                 database=database,
@@ -269,9 +275,13 @@ class WorkerProcess:
         self._loops.add("leases", self._renew, interval_seconds=settings.lease_seconds / 3)
 
     def _add_puller(self, carrier: Carrier, database: Database, intake: ReceiptIntake) -> None:
-        self._stack.push_async_callback(intake.close)
         self._puller = puller = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
         self._loops.add("receipt-pull", puller.step, interval_seconds=self._settings.receipt_pull_seconds)
+
+    def _add_receiver(self, carrier: ReceivingCarrier, intake: ReceiptIntake) -> None:
+        receiver = ReceiptReceiver(carrier, intake, self._settings.carrier)
+        self._stack.push_async_callback(receiver.close)
+        self._loops.add("receipt-receive", receiver.step, interval_seconds=RECEIVER_LOOK_SECONDS)
 
     def _add_notices(self, waiting: Redis, queues: Queues) -> None:
         notices = Notices(
@@ -325,13 +335,10 @@ class WorkerProcess:
         return redis
 
     def _configured_carrier(self) -> Carrier | None:
-        config = self._settings.chuanglan()
-        if config is None:
-            return None
         # A connection for every slot: a call that waits for one would be a slot of another type lost.
         slots = 2 * sum(self._settings.slots(sms_type) for sms_type in TYPE_NAMES)
         # And one to pull receipts.
-        return ChuanglanCarrier(replace(config, connections_max=slots + 1))
+        return carrier_kind(self._settings.carrier).open(self._settings, connections_max=slots + 1)
 
 
 async def _is_reachable(redis: Redis) -> bool:

@@ -8,11 +8,11 @@ A carrier's own spellings (numbers, times, codes) end at its adapter: numbers ar
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from smsgateway.mobile import mask_mobile
 
@@ -243,17 +243,6 @@ class Carrier(Protocol):
             CarrierError: the carrier did not tell.
         """
 
-    def parse_pushed_receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
-        """Read a receipt that the carrier pushed.
-
-        Args:
-            params: the fields of the query or form, percent-decoded.
-
-        Raises:
-            ReceiptNotAuthentic: wrong credentials. Judged before anything else.
-            MalformedReceipt: a field is missing or garbled.
-        """
-
     async def pull_receipts(self, count: int) -> PulledReceipts:
         """Take receipts that wait at the carrier. It deletes what it gives: store them before asking again.
 
@@ -266,6 +255,24 @@ class Carrier(Protocol):
 
     async def aclose(self) -> None:
         """Close the connections. Calls still under way end as UNKNOWN or RETRY."""
+
+
+@runtime_checkable
+class ReceivingCarrier(Carrier, Protocol):
+    """A carrier whose receipts come on its own connection, as with SMPP, and so to the worker that holds it."""
+
+    async def receive(self, take: Callable[[CarrierReceipt], Awaitable[str]]) -> None:
+        """Hand on receipts for as long as the worker runs; connections that break are made again in here.
+
+        Called once and cancelled before `aclose`. What is sent goes over the same connections and does not wait for
+        this call; receipts that come before it, or after its end, are not acknowledged.
+
+        Args:
+            take: stores one receipt and returns once it is durable; only then may it be acknowledged. Several may be
+                under way at once, and should be: those are stored together. It raises when the receipt could not be
+                stored (the database is away or too many wait): then the carrier is to give it again. It is quick but
+                has no deadline of its own.
+        """
 
 
 def printable(text: str, characters_max: int = _DETAIL_CHARACTERS_MAX) -> str:

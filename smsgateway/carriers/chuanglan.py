@@ -17,10 +17,10 @@ digits of a foreign number may be those of a domestic one (+1 380 555 1234 and 1
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -42,7 +42,11 @@ from smsgateway.carriers.base import (
     loggable,
     printable,
 )
+from smsgateway.carriers.registry import Answer, Callback, CarrierKind
 from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
+
+if TYPE_CHECKING:
+    from smsgateway.settings import Settings
 
 SUBMIT_CODES: Final[Mapping[str, tuple[Verdict, str]]] = {
     "0": (Verdict.ACCEPTED, "accepted"),
@@ -238,7 +242,7 @@ class ChuanglanCarrier:
             raise CarrierError("balance: not a whole number", code) from None
 
     def parse_pushed_receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
-        """Read a pushed receipt (GET or form); see `Carrier.parse_pushed_receipt`.
+        """Read a pushed receipt (GET or form).
 
         Args:
             params: ``receiver, pswd, msgid, reportTime, mobile, status, notifyTime, statusDesc, uid, length``. Times
@@ -421,6 +425,32 @@ class ChuanglanCarrier:
 
 class _Closed(Exception):  # noqa: N818 - not an error of anyone
     """A call after `ChuanglanCarrier.aclose`."""
+
+
+class ChuanglanKind(CarrierKind):
+    """Chuanglan among the kinds of carriers; its settings are the gateway's `SMSBILL_CHUANGLAN_*`."""
+
+    def describe(self, settings: "Settings") -> str | None:
+        """See `CarrierKind.describe`."""
+        config = settings.chuanglan()
+        return None if config is None else f"Chuanglan account at {config.base_url}"
+
+    def open(self, settings: "Settings", *, connections_max: int) -> ChuanglanCarrier | None:
+        """See `CarrierKind.open`."""
+        config = settings.chuanglan()
+        return None if config is None else ChuanglanCarrier(replace(config, connections_max=connections_max))
+
+    def callback(self, settings: "Settings") -> Callback | None:
+        """GET with a query or POST with a form, one receipt each; asked for again with status 503."""
+        config = settings.chuanglan()
+        if config is None:
+            return None
+        carrier, fields_max = ChuanglanCarrier(config), settings.callback_fields_max
+        return Callback(
+            read=lambda request: (carrier.parse_pushed_receipt(request.fields(fields_max)),),
+            stored=Answer(200, RECEIPT_ACKNOWLEDGED),
+            again=Answer(503, RECEIPT_AGAIN),
+        )
 
 
 def receipt_state(status: str) -> ReceiptState:

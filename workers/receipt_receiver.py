@@ -1,0 +1,64 @@
+"""Receipts that come on the carrier's own connection: each is stored before the carrier hears that it is ours."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from infra.database import TRANSIENT
+from infra.errors import Refusal
+from smsgateway.carriers.base import CarrierReceipt, ReceivingCarrier
+from smsgateway.metrics import RECEIPTS_RECEIVED
+from smsgateway.receipts_intake import ReceiptIntake
+
+log = structlog.get_logger(__name__)
+
+RECEIVER_LOOK_SECONDS = 1.0
+"""How often it is looked whether the carrier still receives; so long a receiver that failed stays unnoticed."""
+
+
+class ReceiptReceiver:
+    """Keeps `ReceivingCarrier.receive` running, in a task of its own: it lasts as long as the worker.
+
+    Parameters: `kind` the name of the kind of carrier, as metrics have it.
+    """
+
+    def __init__(self, carrier: ReceivingCarrier, intake: ReceiptIntake, kind: str) -> None:
+        self._carrier = carrier
+        self._intake = intake
+        self._stored = RECEIPTS_RECEIVED.labels(kind, "stored")
+        self._unavailable = RECEIPTS_RECEIVED.labels(kind, "unavailable")
+        self._task: asyncio.Task[None] | None = None
+
+    async def step(self) -> None:
+        """See that it runs. Raises what ended it, once; the next step starts it again.
+
+        A carrier reconnects by itself; one whose `receive` ends all the same is started once in
+        `RECEIVER_LOOK_SECONDS` at most.
+        """
+        task, self._task = self._task, None
+        if task is None:
+            task = asyncio.create_task(self._carrier.receive(self._take), name="receipt-receive-call")
+        elif task.done():
+            if not task.cancelled():
+                task.result()
+            raise RuntimeError("the carrier's receive() ended by itself")
+        self._task = task
+
+    async def close(self) -> None:
+        """End it. What is not stored by then is not acknowledged either, so the carrier gives it again."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _take(self, receipt: CarrierReceipt) -> str:
+        try:
+            inbox_id = await self._intake.take(receipt)
+        except (*TRANSIENT, Refusal) as error:
+            self._unavailable.inc()
+            log.warning("receipt not stored", account=self._carrier.account_id, error=type(error).__name__)
+            raise
+        self._stored.inc()
+        return inbox_id
