@@ -4,11 +4,9 @@ Source: the vendor's API document v1.2.0 and its pages on balance, push and acce
 ways; every answer that the API itself gives has HTTP status 200 and a ``code``, 0 for accepted. The API has no
 idempotent send, so the adapter never repeats a request by itself and calls everything unknown that is not surely known:
 
-* no connection (refused, no such host, TLS failed, none free in time): no byte of the request left → RETRY;
 * a documented code → as `SUBMIT_CODES` says;
-* HTTP 429 → RETRY; a moved or forbidden address (301, 307, 308, 401, 403, 404, 405, 407) → STOP_ACCOUNT, because the
-  server says that it did not take the request and nothing but a change of settings can help;
-* everything else (no answer in time, connection lost, other statuses, other codes, no JSON) → UNKNOWN.
+* other codes and no JSON with a status of success, and what contradicts itself → UNKNOWN;
+* everything else as in `smsgateway.carriers.http_calls`: RETRY when no byte of the request left.
 
 Numbers go out in the national form of 11 digits, so only mobile numbers of mainland China can be sent this way: the
 digits of a foreign number may be those of a domestic one (+1 380 555 1234 and 138 0555 1234).
@@ -23,7 +21,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 
 from smsgateway.carriers.base import (
@@ -41,6 +38,17 @@ from smsgateway.carriers.base import (
     Verdict,
     loggable,
     printable,
+)
+from smsgateway.carriers.http_calls import (
+    ANSWER_BYTES_MAX,
+    JSON_HEADERS,
+    HttpAnswer,
+    HttpCalls,
+    HttpLimits,
+    describe,
+    failed,
+    json_object,
+    judge_status,
 )
 from smsgateway.carriers.registry import Answer, Callback, CarrierKind
 from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
@@ -96,13 +104,9 @@ PULL_COUNT_MAX: Final = 100
 """Receipts that one pull may ask for."""
 # What the vendor gives to who names no count. Fewer than this, and fewer than asked for, means that no more waited.
 _PULL_COUNT_DEFAULT: Final = 20
-_NOT_TAKEN_STATUSES: Final = frozenset({301, 307, 308, 401, 403, 404, 405, 407})
-_TOO_MANY_REQUESTS: Final = 429
-_ANSWER_BYTES_MAX: Final = 65_536
 # A hundred receipts have some 30 kB; an answer cut off would be a hundred receipts lost.
 _PULLED_BYTES_MAX: Final = 1_048_576
 _RETRY_AFTER_S: Final[Mapping[str, float]] = {"103": 1.0, "104": 5.0}
-_RETRY_AFTER_S_MAX: Final = 3_600.0
 
 _MESSAGE_ID: Final = re.compile(r"[!-~]{1,64}")
 _STATUS: Final = re.compile(r"[!-~]{1,32}")
@@ -168,11 +172,15 @@ class ChuanglanConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An HTTP answer that was read to its end; `fields` is None when its body is no JSON object."""
+    """An answer; `fields` is None when its body is no JSON object."""
 
-    status: int
+    http: HttpAnswer
     fields: Mapping[str, Any] | None
-    retry_after_s: float | None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.http.status
 
     @property
     def code(self) -> str | None:
@@ -191,8 +199,14 @@ class ChuanglanCarrier:
 
     def __init__(self, config: ChuanglanConfig) -> None:
         self._config = config
-        self._session: aiohttp.ClientSession | None = None
-        self._closed = False
+        self._calls = HttpCalls(
+            HttpLimits(
+                connect_timeout_s=config.connect_timeout_s,
+                total_timeout_s=config.total_timeout_s,
+                connections_max=config.connections_max,
+                idle_connection_s=config.idle_connection_s,
+            )
+        )
         self._limits = CarrierLimits(
             max_text_characters=config.text_characters_max,
             max_batch=config.batch_numbers_max,
@@ -229,7 +243,7 @@ class ChuanglanCarrier:
         try:
             answer = await self._post(_BALANCE_PATH, body)
         except Exception as error:
-            raise CarrierError(f"balance: {_describe(error)}") from error
+            raise CarrierError(f"balance: {describe(error)}") from error
         code = answer.code
         if answer.status != 200 or answer.fields is None or code is None:
             raise CarrierError(f"balance: HTTP status {answer.status} without a code")
@@ -271,7 +285,7 @@ class ChuanglanCarrier:
         try:
             answer = await self._post(_PULL_PATH, body, _PULLED_BYTES_MAX)
         except Exception as error:
-            raise CarrierError(f"receipts: {_describe(error)}") from error
+            raise CarrierError(f"receipts: {describe(error)}") from error
         if answer.fields is None:
             raise CarrierError(f"receipts: HTTP status {answer.status}, no JSON object")
         ret = _normalize_code(answer.fields.get("ret"))
@@ -321,10 +335,7 @@ class ChuanglanCarrier:
 
     async def aclose(self) -> None:
         """Close the connections; later calls end as RETRY without being sent."""
-        self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._calls.aclose()
 
     def _authenticate(self, params: Mapping[str, str]) -> None:
         # Bytes, because compare_digest takes no str beyond ASCII; both are compared whatever the first one gives.
@@ -358,18 +369,13 @@ class ChuanglanCarrier:
             return CallOutcome(Verdict.REFUSED, detail="not sent: the text is not valid Unicode")
         try:
             answer = await self._post(self._config.path, body)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, _Closed) as error:
-            unreachable = not isinstance(error, _Closed)
-            return CallOutcome(Verdict.RETRY, detail=f"not sent: {_describe(error)}", unreachable=unreachable)
         except Exception as error:
-            # Whatever it was, the request may have left: no exception may make a caller send again.
-            return CallOutcome(Verdict.UNKNOWN, detail=_describe(error))
+            return failed(error)
         return self._judge(answer, len(mobiles))
 
     def _judge(self, answer: _Answer, numbers: int) -> CallOutcome:
         code = answer.code
-        success = 200 <= answer.status < 300
-        if code == "0" and success:
+        if code == "0" and answer.http.success:
             return _accepted(answer, numbers)
         if code is not None and code != "0" and code in SUBMIT_CODES and answer.status < 500:
             verdict, meaning = SUBMIT_CODES[code]
@@ -377,54 +383,15 @@ class ChuanglanCarrier:
             retry_after_s = self._config.closed_hours_delay_s if code == "110" else _RETRY_AFTER_S.get(code)
             return CallOutcome(verdict, code=code, detail=detail, retry_after_s=retry_after_s)
         detail = f"HTTP status {answer.status}" + (", no JSON object" if answer.fields is None else "")
-        if code == "0" or success:
+        if code == "0" or answer.http.success:
             # A failing status with an accepting code contradicts itself; an undocumented code says nothing.
             return CallOutcome(Verdict.UNKNOWN, code=code or "", detail=f"{detail} {answer.explanation}".strip())
-        if answer.status in _NOT_TAKEN_STATUSES:
-            return CallOutcome(Verdict.STOP_ACCOUNT, detail=f"{detail}: base_url, path or access are wrong")
-        if answer.status == _TOO_MANY_REQUESTS:
-            return CallOutcome(Verdict.RETRY, detail=detail, retry_after_s=answer.retry_after_s)
-        return CallOutcome(Verdict.UNKNOWN, code=code or "", detail=detail)
+        return judge_status(answer.http, code or "", detail)
 
-    async def _post(self, path: str, body: bytes, bytes_max: int = _ANSWER_BYTES_MAX) -> _Answer:
-        session = self._opened()
-        # Redirects stay unfollowed: a POST sent twice is a message sent twice. aiohttp does not repeat a POST either.
-        async with session.post(self._config.base_url.rstrip("/") + path, data=body, allow_redirects=False) as response:
-            content = bytearray()
-            while chunk := await response.content.read(bytes_max + 1 - len(content)):
-                content += chunk
-            retry_after = response.headers.get("Retry-After", "")
-            return _Answer(
-                status=response.status,
-                fields=_json_object(content, bytes_max),
-                retry_after_s=min(float(retry_after), _RETRY_AFTER_S_MAX) if retry_after.isdecimal() else None,
-            )
-
-    def _opened(self) -> aiohttp.ClientSession:
-        """The session, opened at first use because aiohttp binds it to the running loop."""
-        if self._closed:
-            raise _Closed("the carrier's connections are closed")
-        if self._session is None:
-            config = self._config
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=config.connections_max,
-                    keepalive_timeout=config.idle_connection_s,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=config.total_timeout_s,
-                    connect=config.connect_timeout_s,
-                    # aiohttp would round longer timeouts up to whole seconds; call_timeout_s is a promise.
-                    ceil_threshold=float("inf"),
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"},
-            )
-        return self._session
-
-
-class _Closed(Exception):  # noqa: N818 - not an error of anyone
-    """A call after `ChuanglanCarrier.aclose`."""
+    async def _post(self, path: str, body: bytes, bytes_max: int = ANSWER_BYTES_MAX) -> _Answer:
+        url = self._config.base_url.rstrip("/") + path
+        answer = await self._calls.request("POST", url, headers=JSON_HEADERS, body=body, bytes_max=bytes_max)
+        return _Answer(answer, json_object(answer.content))
 
 
 class ChuanglanKind(CarrierKind):
@@ -486,29 +453,6 @@ def _normalize_code(value: object) -> str | None:
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value, re.ASCII):
         return str(int(value))
     return None
-
-
-def _json_object(content: bytes | bytearray, bytes_max: int) -> Mapping[str, Any] | None:
-    if len(content) > bytes_max:
-        return None
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _describe(error: Exception) -> str:
-    """Name an error without the request that it may carry."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no connection: {type(error.os_error).__name__}"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "no connection in time"
-    if isinstance(error, _Closed):
-        return str(error)
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return f"connection failed: {type(error).__name__}"
 
 
 def _pushed_fields(row: object) -> dict[str, str]:
