@@ -34,6 +34,9 @@ class EnvironmentSettings(pydantic_settings.BaseSettings):
         """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""
         try:
             return cls()
+        except pydantic_settings.SettingsError as error:
+            # What should be JSON and is not; its text names the field and holds no value.
+            raise StartError(f"settings {cls.model_config.get('env_prefix', '')}*: {error}") from None
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             name = cls.model_config.get("env_prefix", "") + "_".join(str(part) for part in first["loc"]).upper()

@@ -147,6 +147,7 @@ PROCESSES = (
     ("gateway", "smsgateway.settings", "Settings"),
     ("worker", "workers.settings", "Settings"),
     ("stack", "smsbill.settings", "StackSettings"),
+    ("gateway, worker, stack", "smsgateway.carriers.http_carrier", "HttpCarrierSettings"),
     ("carrier-simulator", "smsbill.carrier_process", "CarrierSettings"),
     ("commands", "smsbill.client", "ClientSettings"),
 )
@@ -156,6 +157,7 @@ CHAPTERS = (
     ("infra.settings", "BaseSettings", "Shared by all"),
     ("costcenter.settings", "Settings", "Cost centre"),
     ("smsgateway.settings", "Settings", "Gateway, and the workers with it"),
+    ("smsgateway.carriers.http_carrier", "HttpCarrierSettings", "The carrier `http`"),
     ("workers.settings", "Settings", "Workers"),
     ("smsbill.settings", "StackSettings", "The whole stack: `smsbill up` and `smsbill demo`"),
     ("smsbill.client", "ClientSettings", "Commands that call the services"),

@@ -84,22 +84,36 @@ class ReceiptCallback:
             if body is None:
                 self._counters["malformed"].inc()
                 return self._refused(413, {"error": f"more than {self._bytes_max} bytes"})
-            found = self._callback.read(PushedRequest(method, query, headers, body))
+            receipts = self._readable(self._callback.read(PushedRequest(method, query, headers, body)))
         except ReceiptNotAuthentic as error:
             self._counters["forbidden"].inc()
             log.warning("receipt with wrong credentials", carrier=self._carrier)
             return self._refused(403, {"error": str(error)})
         except MalformedReceipt as error:
-            self._counters["malformed"].inc()
-            log.warning("malformed receipt", carrier=self._carrier, field=error.field, rule=error.rule)
+            self._count_malformed(error)
             return self._refused(400, {"error": str(error), "field": error.field, "rule": error.rule})
-        if len(found) == 1:
+        if len(receipts) == 1:
             # The rule with most carriers, and without a task of its own.
-            stored = await self._store(found[0])
+            stored = await self._store(receipts[0])
         else:
-            stored = all(await asyncio.gather(*(self._store(receipt) for receipt in found)))
+            stored = all(await asyncio.gather(*(self._store(receipt) for receipt in receipts)))
         # Those that are stored come again with the rest; the second of each counts as repeated.
         return self._callback.stored if stored else self._callback.again
+
+    def _readable(self, found: Sequence[CarrierReceipt | MalformedReceipt]) -> list[CarrierReceipt]:
+        """Those that could be read; one that is garbled costs no other. Raises the last error when none could."""
+        receipts = [each for each in found if isinstance(each, CarrierReceipt)]
+        malformed = [each for each in found if isinstance(each, MalformedReceipt)]
+        refused = malformed.pop() if malformed and not receipts else None
+        for error in malformed:
+            self._count_malformed(error)
+        if refused is not None:
+            raise refused
+        return receipts
+
+    def _count_malformed(self, error: MalformedReceipt) -> None:
+        self._counters["malformed"].inc()
+        log.warning("malformed receipt", carrier=self._carrier, field=error.field, rule=error.rule)
 
     async def _store(self, receipt: CarrierReceipt) -> bool:
         try:

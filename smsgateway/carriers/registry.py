@@ -76,8 +76,9 @@ class Callback:
     """How a carrier pushes receipts to ``/callbacks/<name of the kind>/report``.
 
     Attributes:
-        read: the receipts of a request, in its order; a push without any is fine. Raises `ReceiptNotAuthentic`, judged
-            before anything else, and `MalformedReceipt`; then nothing of the request is stored.
+        read: the receipts of a request, in its order, and why others in it could not be read; a push without any is
+            fine. Raises `ReceiptNotAuthentic`, judged before anything else, and `MalformedReceipt` where nothing at
+            all can be read; then the push is refused, as one is whose receipts are all malformed.
         stored: says that all receipts are ours now; given only once they are in the database.
         again: asks for the same push again: not all could be stored.
         methods: GET, POST or both; others are answered with 405.
@@ -85,7 +86,7 @@ class Callback:
             JSON object that names the field and its rule.
     """
 
-    read: Callable[[PushedRequest], Sequence[CarrierReceipt]]
+    read: Callable[[PushedRequest], Sequence[CarrierReceipt | MalformedReceipt]]
     stored: Answer
     again: Answer
     methods: frozenset[str] = frozenset({"GET", "POST"})

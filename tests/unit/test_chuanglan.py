@@ -7,13 +7,14 @@ which HTTP can fail; receipts as tables. The server counts requests: none may ev
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from aiohttp import web
+from carrier_server import Handler, answering, serving
 
 from smsgateway.carriers.base import (
     BatchCall,
@@ -32,20 +33,6 @@ from smsgateway.carriers.chuanglan import SUBMIT_CODES, ChuanglanCarrier, Chuang
 TEXT = "【测试】您的验证码是123456"
 CALL = SingleCall("call-1", "+8613800138000", TEXT)
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
 
 @asynccontextmanager
 async def carrier(base_url: str, **settings: Any) -> AsyncIterator[ChuanglanCarrier]:
@@ -55,14 +42,6 @@ async def carrier(base_url: str, **settings: Any) -> AsyncIterator[ChuanglanCarr
         yield opened
     finally:
         await opened.aclose()
-
-
-def answering(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
-    async def handler(_request: web.BaseRequest) -> web.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return web.Response(status=status, body=content, headers=headers)
-
-    return handler
 
 
 async def outcome_of(handler: Handler, **settings: Any) -> CallOutcome:
