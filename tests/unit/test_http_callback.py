@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from infra.errors import overloaded
 from infra.heartbeat import Watchdog
 from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic, ReceiptState
 from smsgateway.carriers.chuanglan import ChuanglanKind
@@ -195,6 +196,16 @@ def test_no_list_of_receipts(document: object) -> None:
         reading(**JSON_RECEIPTS).read(post(document))
 
 
+def test_a_query_is_no_document() -> None:
+    """Signed is the body alone, so a receipt in the query beside it is none."""
+    fields = {**JSON_RECEIPTS["fields"], "mobile": "to"}
+    receipts = {name: value for name, value in JSON_RECEIPTS.items() if name != "list"} | {"fields": fields}
+    query = urlencode(report(to="+8613800138000")).encode()
+    signed = post(b"null")
+    (found,) = reading(**receipts).read(PushedRequest("POST", query, signed.headers, signed.body))
+    assert isinstance(found, MalformedReceipt)
+
+
 SIGNED = post({"data": {"reports": [report()]}})
 BASE64 = base64.b64encode(hmac.new("päss".encode(), SIGNED.body, hashlib.sha512).digest()).decode()
 
@@ -252,8 +263,11 @@ class Store:
 
     def __init__(self) -> None:
         self.taken = 0
+        self.away: set[str] = set()
 
     async def take(self, receipt: CarrierReceipt) -> str:
+        if receipt.carrier_message_id in self.away:
+            raise overloaded("queue of receipts", 1)
         self.taken += 1
         assert receipt.carrier_message_id or receipt.call_id
         assert re.fullmatch(r"\+[1-9][0-9]{7,14}", receipt.mobile)
@@ -303,6 +317,26 @@ class Pushed:
         await self._app(scope, receive, send)
         (status,) = statuses
         return status
+
+
+@pytest.mark.parametrize(
+    ("reports", "away", "status", "taken"),
+    [
+        ([report(), report(id="m2")], set(), 200, 2),
+        ([report(), "rubbish"], set(), 200, 1),
+        (["rubbish", report(to=["1"])], set(), 422, 0),
+        ([], set(), 200, 0),
+        ([report()], {"m1"}, 503, 0),
+        ([report(), report(id="m2"), report(id="m3")], {"m2"}, 503, 2),
+    ],
+)
+async def test_what_the_carrier_hears(reports: list[Any], away: set[str], status: int, taken: int) -> None:
+    """Refused when nothing can be read, asked for again when one could not be stored, else acknowledged."""
+    pushed = Pushed(reading(**JSON_RECEIPTS))
+    pushed.store.away = away
+    request = post({"data": {"reports": reports}})
+    assert await pushed.push("POST", b"", list(request.headers), [request.body], whole=True) == status
+    assert pushed.store.taken == taken
 
 
 NAMES = st.sampled_from([*PUSHED, "key", "data", "%", "é", "status\0"])

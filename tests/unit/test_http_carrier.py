@@ -284,6 +284,12 @@ async def test_answers_with_a_code(body: object, status: int, verdict: Verdict, 
     assert (outcome.verdict, outcome.code) == (verdict, code)
 
 
+async def test_an_unclear_answer_is_told() -> None:
+    """The carrier's words for what nobody knows reach the log, without numbers."""
+    outcome = await outcome_of(answering({"code": "131", "errorMsg": "不明 13800138000"}))
+    assert outcome == CallOutcome(Verdict.UNKNOWN, code="131", detail="HTTP status 200 不明 138****8000")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "verdict", "message_id"),
     [
