@@ -72,9 +72,7 @@ def test_every_key_is_led_by_the_brand(database_url: str) -> None:
         ).fetchall()
     by_account = {"route", "receipt_inbox", "receipt_pull"}
     assert {name for name, _ in rows} == {table.name for table in metadata.tables.values()}
-    assert {(name, first) for name, first in rows if first != "brand_id"} == {
-        (name, "account") for name in by_account
-    }
+    assert {(name, first) for name, first in rows if first != "brand_id"} == {(name, "account") for name in by_account}
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
