@@ -43,6 +43,17 @@ RECEIPTS_RECEIVED = Counter(
     ["carrier", "result"],
     registry=REGISTRY,
 )
+SMPP_BOUND = Gauge(
+    "smsbill_smpp_bound", "1 while this process has a session with an SMPP carrier", ["account"], registry=REGISTRY
+)
+SMPP_ODD = Counter(
+    "smsbill_smpp_odd",
+    "What an SMPP carrier sent against the protocol or for nobody: unasked (a response), command (unknown), length"
+    " (impossible), refused (more receipts at once than are taken), malformed (a receipt that cannot be read), reply"
+    " (a message that is no receipt)",
+    ["account", "what"],
+    registry=REGISTRY,
+)
 QUEUE_FAILURES = Counter(
     "smsbill_queue_failures",
     "Pushes that Redis did not take; a sweeper queues what they held",

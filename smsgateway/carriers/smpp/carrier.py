@@ -1,0 +1,427 @@
+"""An account at an SMPP 3.4 carrier, as workers use it.
+
+Money hangs on what is said about a message of several parts, of which each is a submit_sm of its own: the parts go one
+after another, each once the one before was accepted. So a refusal of the first is a refusal of the whole. What is
+surely not accepted for now after an accepted part (throttled, connection lost before it was sent) is tried again, that
+part alone, while the call has time. When a later part is refused for good, unanswered or out of time, the carrier has
+taken, and bills, some parts of the message: nothing may be sent again, and nothing says that it arrives. Its outcome is
+UNKNOWN: the message is held and, when no receipt speaks of it, refunded after 72 hours.
+
+SMPP has no place for our call id: receipts are known by the carrier's ids, so one receipt is asked for, with the last
+part, whose id is the message's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import count
+from typing import Final
+
+import structlog
+
+from smsgateway.carriers.base import (
+    BatchCall,
+    CallOutcome,
+    CarrierError,
+    CarrierLimits,
+    CarrierReceipt,
+    PulledReceipts,
+    SingleCall,
+    Verdict,
+    printable,
+)
+from smsgateway.carriers.smpp.pdus import (
+    Address,
+    Bind,
+    MalformedPdu,
+    ShortMessage,
+    decode_short_message,
+    encode_bind,
+    encode_short_message,
+)
+from smsgateway.carriers.smpp.receipts import (
+    IdForm,
+    UnreadableReceipt,
+    canonical_id,
+    expected_id,
+    is_receipt,
+    read_receipt,
+)
+from smsgateway.carriers.smpp.session import (
+    NEVER,
+    OK,
+    TRY_AGAIN,
+    Answer,
+    BindRefused,
+    NoAnswer,
+    NotSent,
+    Session,
+    SessionConfig,
+)
+from smsgateway.carriers.smpp.texts import Alphabet, Concatenation, Part, UnsendableText, parts_of
+from smsgateway.metrics import SMPP_ODD
+from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
+
+log = structlog.get_logger(__name__)
+
+SUBMIT_STATUSES: Final[Mapping[int, tuple[Verdict, str]]] = {
+    0x00: (Verdict.ACCEPTED, "accepted"),
+    0x01: (Verdict.REFUSED, "wrong length of the text"),
+    # The session was lost over there and not here yet.
+    0x04: (Verdict.RETRY, "not bound"),
+    0x06: (Verdict.REFUSED, "wrong priority"),
+    0x07: (Verdict.REFUSED, "wrong wish for a receipt"),
+    0x0A: (Verdict.STOP_ACCOUNT, "source address not allowed"),
+    0x0B: (Verdict.BAD_NUMBER, "bad number"),
+    0x0D: (Verdict.STOP_ACCOUNT, "bind failed"),
+    0x0E: (Verdict.STOP_ACCOUNT, "wrong password"),
+    0x0F: (Verdict.STOP_ACCOUNT, "no such system id"),
+    0x14: (Verdict.RETRY, "the carrier's queue is full"),
+    0x15: (Verdict.STOP_ACCOUNT, "wrong service type"),
+    0x43: (Verdict.REFUSED, "esm_class not allowed"),
+    # Submit failed: not accepted, and no word about why.
+    0x45: (Verdict.RETRY, "submit failed"),
+    # Type and plan of the source are settings: every message has the same.
+    0x48: (Verdict.STOP_ACCOUNT, "wrong type of source address"),
+    0x49: (Verdict.STOP_ACCOUNT, "wrong plan of source address"),
+    0x50: (Verdict.BAD_NUMBER, "wrong type of number"),
+    0x51: (Verdict.BAD_NUMBER, "wrong plan of number"),
+    0x53: (Verdict.STOP_ACCOUNT, "wrong system type"),
+    0x58: (Verdict.RETRY, "throttled"),
+    0x61: (Verdict.REFUSED, "wrong time of delivery"),
+    0x62: (Verdict.REFUSED, "wrong validity"),
+    0xC0: (Verdict.REFUSED, "error in the optional parameters"),
+    0xC1: (Verdict.REFUSED, "optional parameter not allowed"),
+    0xC2: (Verdict.REFUSED, "wrong length of a parameter"),
+    0xC3: (Verdict.REFUSED, "optional parameter missing"),
+    0xC4: (Verdict.REFUSED, "wrong value of an optional parameter"),
+}
+"""Verdict and meaning of the statuses of a submit_sm_resp. One that is not here, ESME_RSYSERR (0x08) and those of
+vendors (0x400 and up) among them, says nothing sure: UNKNOWN."""
+
+_RETRY_AFTER_S: Final[Mapping[int, float]] = {0x14: 5.0, 0x45: 5.0, 0x58: 1.0}
+# Between two tries of one part; the message is begun, so it does not wait in the queue.
+_PART_RETRY_S: Final = 0.5
+_TON_NATIONAL: Final = 2
+_TON_INTERNATIONAL: Final = 1
+_RECEIPT_WANTED: Final = 1
+_MESSAGE_ID_CHARACTERS_MAX: Final = 64
+
+Take = Callable[[CarrierReceipt], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SmppConfig:
+    """One account at an SMPP carrier.
+
+    Attributes:
+        account_id: our own name of the account, as it stands in records.
+        host, port: the SMSC's address.
+        system_id, password, system_type: who we are, at most 15, 8 and 12 ASCII characters.
+        address_ton, address_npi, address_range: the addresses that we serve, for the bind; zeros and empty: as the
+            carrier knows them.
+        source: the sender as type, plan and number or name; empty: as the carrier knows it.
+        destination_ton, destination_npi: type and plan of receivers' numbers. With type 2 (national) numbers of
+            mainland China go out with 11 digits and no others can be sent; else all digits with the country code.
+        service_type: as the carrier wants it, mostly empty.
+        alphabet: ``gsm``: the default alphabet where it has all characters, else UCS-2; ``ucs2``: always UCS-2, for
+            carriers whose default alphabet is another.
+        concatenation: how the parts of a text are told to belong together.
+        receipt_id: how receipts write the id of a response.
+        receipt_offset: offset of the carrier's dates from UTC.
+        text_characters_max: characters of a text.
+        call_s: seconds for a whole call, all parts included; more than connect_s and response_s together.
+        tls, tls_ca_file: whether to encrypt, and what certificates to trust; None: the system's.
+        window, connect_s, response_s, enquire_link_s, rest_s, rest_s_max, unbind_s: see `SessionConfig`.
+    """
+
+    account_id: str
+    host: str
+    port: int
+    system_id: str
+    password: str = field(repr=False)
+    system_type: str = ""
+    address_ton: int = 0
+    address_npi: int = 0
+    address_range: str = ""
+    source: Address = field(default_factory=Address)
+    destination_ton: int = _TON_INTERNATIONAL
+    destination_npi: int = 1
+    service_type: str = ""
+    alphabet: Alphabet = "gsm"
+    concatenation: Concatenation = Concatenation.UDH
+    receipt_id: IdForm = "same"
+    receipt_offset: timedelta = timedelta(hours=8)
+    text_characters_max: int = 536
+    call_s: float = 30.0
+    tls: bool = False
+    tls_ca_file: str | None = None
+    window: int = 10
+    connect_s: float = 5.0
+    response_s: float = 10.0
+    enquire_link_s: float = 30.0
+    rest_s: float = 1.0
+    rest_s_max: float = 30.0
+    unbind_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.account_id or not self.host or not self.system_id:
+            raise ValueError("account_id, host and system_id must not be empty")
+        if self.call_s < self.connect_s + self.response_s:
+            raise ValueError("call_s must be at least connect_s and response_s together")
+        # Both raise for what no PDU can hold.
+        encode_bind(self.bind)
+        encode_short_message(ShortMessage(self.source, Address(), service_type=self.service_type))
+
+    @property
+    def bind(self) -> Bind:
+        """The body of the bind."""
+        return Bind(
+            self.system_id,
+            self.password,
+            self.system_type,
+            ton=self.address_ton,
+            npi=self.address_npi,
+            address_range=self.address_range,
+        )
+
+    def session(self) -> SessionConfig:
+        """What the session needs of it. Raises `OSError` for a file of certificates that cannot be read."""
+        return SessionConfig(
+            account_id=self.account_id,
+            host=self.host,
+            port=self.port,
+            bind=self.bind,
+            tls=ssl.create_default_context(cafile=self.tls_ca_file) if self.tls else None,
+            window=self.window,
+            connect_s=self.connect_s,
+            response_s=self.response_s,
+            enquire_link_s=self.enquire_link_s,
+            rest_s=self.rest_s,
+            rest_s_max=self.rest_s_max,
+            unbind_s=self.unbind_s,
+        )
+
+
+class SmppCarrier:
+    """`ReceivingCarrier` for one account. The session begins with the first call or with `receive`."""
+
+    def __init__(self, config: SmppConfig) -> None:
+        self._config = config
+        self._session = Session(config.session(), self._delivered)
+        self._take: Take | None = None
+        self._zone = timezone(config.receipt_offset)
+        # Several workers have sessions of their own, which the receiver's phone must not mix up.
+        self._references = count(random.randrange(1 << 16))  # noqa: S311 - no secret
+        self._limits = CarrierLimits(
+            max_text_characters=config.text_characters_max,
+            # SMPP has no call for many numbers that carriers would take; see docs/carriers.md.
+            max_batch=1,
+            call_timeout_s=config.call_s,
+        )
+
+    @property
+    def account_id(self) -> str:
+        """Our name of the account."""
+        return self._config.account_id
+
+    @property
+    def limits(self) -> CarrierLimits:
+        """What one call may hold and how long it may take."""
+        return self._limits
+
+    async def send_single(self, call: SingleCall) -> CallOutcome:
+        """Send one text to one number; see `Carrier.send_single`."""
+        config = self._config
+        if not 0 < len(call.text) <= self._limits.max_text_characters:
+            limit = self._limits.max_text_characters
+            return CallOutcome(Verdict.REFUSED, detail=f"not sent: a text has 1 to {limit} characters")
+        digits = self._digits(call.mobile)
+        if digits is None:
+            return CallOutcome(
+                Verdict.BAD_NUMBER, detail="not sent: national numbers are wanted, so only those of mainland China go"
+            )
+        try:
+            parts = parts_of(
+                call.text,
+                reference=next(self._references),
+                alphabet=config.alphabet,
+                concatenation=config.concatenation,
+            )
+        except UnsendableText as error:
+            return CallOutcome(Verdict.REFUSED, detail=f"not sent: {error}")
+        return await self._send(Address(config.destination_ton, config.destination_npi, digits), parts)
+
+    async def send_batch(self, call: BatchCall) -> CallOutcome:
+        """Send one text to the one number that a batch may have; see `Carrier.send_batch`."""
+        assert len(call.mobiles) <= self._limits.max_batch, "a batch beyond the carrier's limit"
+        return await self.send_single(SingleCall(call.call_id, call.mobiles[0], call.text))
+
+    async def balance(self) -> int:
+        """Raises `CarrierError`: SMPP 3.4 has no question for it."""
+        raise CarrierError("balance: SMPP does not tell it")
+
+    async def pull_receipts(self, count: int) -> PulledReceipts:
+        """Raises `CarrierError`: receipts come by themselves, see `receive`."""
+        raise CarrierError("receipts: SMPP has none to pull")
+
+    async def receive(self, take: Take) -> None:
+        """Hand on receipts until cancelled; see `ReceivingCarrier.receive`. A deliver_sm is answered when its receipt
+        is stored; while nobody receives, and when it could not be stored, it is to be given again.
+        """
+        self._take = take
+        try:
+            self._session.start()
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._take = None
+
+    async def aclose(self) -> None:
+        """Wait a moment for responses, unbind, disconnect; later calls end as RETRY without being sent."""
+        await self._session.close()
+
+    # Sending.
+
+    def _digits(self, mobile: str) -> str | None:
+        if self._config.destination_ton == _TON_NATIONAL:
+            return national_mobile(mobile)
+        return mobile.removeprefix("+")
+
+    async def _send(self, destination: Address, parts: list[Part]) -> CallOutcome:
+        config = self._config
+        start_by = asyncio.get_running_loop().time() + config.call_s - config.response_s
+        outcome = CallOutcome(Verdict.UNKNOWN)
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            message = ShortMessage(
+                source=config.source,
+                destination=destination,
+                short_message=part.short_message,
+                esm_class=part.esm_class,
+                data_coding=part.data_coding,
+                registered_delivery=_RECEIPT_WANTED if last else 0,
+                tlvs=part.tlvs,
+                service_type=config.service_type,
+            )
+            outcome = await self._submit(encode_short_message(message), start_by, begun=number > 1)
+            if outcome.verdict is not Verdict.ACCEPTED:
+                if number > 1:
+                    return _in_part(outcome, number, len(parts))
+                break
+        return outcome
+
+    async def _submit(self, body: bytes, start_by: float, *, begun: bool) -> CallOutcome:
+        """Submit one part. A part of a message that is `begun` is tried again while it is surely not accepted."""
+        loop = asyncio.get_running_loop()
+        while True:
+            outcome = await self._submit_once(body, start_by)
+            retriable = outcome.verdict in (Verdict.RETRY, Verdict.STOP_ACCOUNT)
+            if not begun or not retriable or loop.time() + _PART_RETRY_S >= start_by:
+                return outcome
+            await asyncio.sleep(_PART_RETRY_S)
+
+    async def _submit_once(self, body: bytes, start_by: float) -> CallOutcome:
+        try:
+            answer = await self._session.submit(body, start_by)
+        except NotSent as error:
+            return CallOutcome(Verdict.RETRY, detail=f"not sent: {error}", unreachable=error.unreachable)
+        except BindRefused as error:
+            meaning = SUBMIT_STATUSES.get(error.status, (None, "refused"))[1]
+            return CallOutcome(Verdict.STOP_ACCOUNT, code=str(error.status), detail=f"not sent: bind: {meaning}")
+        except NoAnswer as error:
+            return CallOutcome(Verdict.UNKNOWN, detail=str(error))
+        return self._judged(answer)
+
+    def _judged(self, answer: Answer) -> CallOutcome:
+        status = answer.status
+        verdict, meaning = SUBMIT_STATUSES.get(status, (Verdict.UNKNOWN, f"status 0x{status:02X}"))
+        if verdict is not Verdict.ACCEPTED:
+            return CallOutcome(verdict, code=str(status), detail=meaning, retry_after_s=_RETRY_AFTER_S.get(status))
+        message_id = answer.name.strip()
+        storable = (
+            0 < len(message_id) <= _MESSAGE_ID_CHARACTERS_MAX and message_id.isascii() and message_id.isprintable()
+        )
+        return CallOutcome(
+            verdict,
+            carrier_message_id=expected_id(message_id, self._config.receipt_id) if storable else None,
+            code="0",
+            # As it came, for whoever asks the carrier about it.
+            detail=printable(message_id),
+        )
+
+    # Receiving.
+
+    async def _delivered(self, body: bytes) -> int:
+        """Take a deliver_sm; the status of its response. Raises what `take` raises."""
+        try:
+            message = decode_short_message(body)
+            if not is_receipt(message):
+                # Replies are not taken in yet: the carrier hears so, and it is counted.
+                SMPP_ODD.labels(self.account_id, "reply").inc()
+                return NEVER
+            receipt = self._receipt(message)
+        except (MalformedPdu, UnreadableReceipt, InvalidMobile) as error:
+            SMPP_ODD.labels(self.account_id, "malformed").inc()
+            log.warning("malformed receipt", account=self.account_id, rule=str(error))
+            return NEVER
+        take = self._take
+        if take is None:
+            return TRY_AGAIN
+        await take(receipt)
+        return OK
+
+    def _mobile(self, message: ShortMessage) -> str:
+        """The number that a receipt speaks of: its source; with some carriers its destination, as the message's was."""
+        national = self._config.destination_ton == _TON_NATIONAL
+        try:
+            return _normalized(message.source, national=national)
+        except InvalidMobile:
+            return _normalized(message.destination, national=national)
+
+    def _receipt(self, message: ShortMessage) -> CarrierReceipt:
+        read = read_receipt(message, self._zone)
+        now = datetime.now(UTC)
+        return CarrierReceipt(
+            account_id=self.account_id,
+            carrier_message_id=canonical_id(read.message_id),
+            call_id="",
+            mobile=self._mobile(message),
+            state=read.state,
+            code=read.word,
+            description=printable(
+                " ".join(filter(None, (f"id {read.message_id}", read.error and f"err {read.error}")))
+            ),
+            # A clock that is ahead of ours, or a zone set wrongly, must not end a message in the future.
+            reported_at=min(read.done_at, now) if read.done_at is not None else now,
+            notified_at=now,
+            segments=None,
+        )
+
+
+def _normalized(address: Address, *, national: bool) -> str:
+    """An address in E.164. Its digits are read as its type says; without a type as a person's would be, and then with
+    the country code first, as they were sent.
+    """
+    digits = address.digits.strip().removeprefix("+").removeprefix("00")
+    if address.ton == _TON_INTERNATIONAL and not national:
+        return normalize_mobile(f"+{digits}")
+    try:
+        return normalize_mobile(digits)
+    except InvalidMobile:
+        if national:
+            raise
+        return normalize_mobile(f"+{digits}")
+
+
+def _in_part(outcome: CallOutcome, number: int, total: int) -> CallOutcome:
+    """What is said of a message of which parts were accepted before one was not."""
+    return CallOutcome(
+        Verdict.UNKNOWN,
+        code=outcome.code,
+        detail=f"accepted in part: part {number} of {total} was not, {outcome.verdict.value}: {outcome.detail}"[:200],
+    )

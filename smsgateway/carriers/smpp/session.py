@@ -1,0 +1,577 @@
+"""A session with an SMSC: one connection at a time, bound as transceiver and made again whenever it breaks.
+
+What the callers of `Session.submit` must be able to rely on, since a message is sent at most once: `NotSent` says that
+not one byte of the submit_sm left this process; whoever gets `NoAnswer` must take it for sent. Between the two stands
+the moment at which bytes are handed to the transport (`_Connection._flush`), which takes none while its last ones are
+still on their way.
+
+What an SMSC does wrong costs as little as can be: a response that nobody asked for is counted, a command that nobody
+knows is answered by generic_nack, a length that no PDU can have ends the connection, and an unbind in the middle waits
+a moment for the responses that are still owed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, cast
+
+import structlog
+
+from smsgateway.carriers.smpp.pdus import (
+    PDU_BYTES_MAX,
+    RESPONSE,
+    SEQUENCE_MAX,
+    Bind,
+    Command,
+    FrameReader,
+    Pdu,
+    decode_name,
+    encode_bind,
+    encode_name,
+    frame,
+)
+from smsgateway.metrics import SMPP_BOUND, SMPP_ODD
+
+log = structlog.get_logger(__name__)
+
+# Command statuses, specification 5.1.3.
+OK: Final = 0x00
+INVALID_LENGTH: Final = 0x02
+INVALID_COMMAND: Final = 0x03
+WRONG_STATE: Final = 0x04
+TRY_AGAIN: Final = 0x64
+"""ESME_RX_T_APPN in a deliver_sm_resp: not taken now, to be given again."""
+NEVER: Final = 0x65
+"""ESME_RX_P_APPN in a deliver_sm_resp: not taken, and no repetition will help."""
+UNKNOWN_ERROR: Final = 0xFF
+_LOCKED_OUT: Final = frozenset({0x0D, 0x0E, 0x0F, 0x53})
+"""Bind failed, invalid password, system id, system type: nothing but a change of settings, theirs or ours, helps. Other
+refusals of a bind, such as 0x05 (already bound: our last session has not ended over there), pass by themselves."""
+
+# A number of the sequence that no request of ours has: of what we answer we may not even know the number.
+_NO_SEQUENCE: Final = 0
+_UNASKED_LOG_EVERY: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Where to bind and how patient to be.
+
+    Attributes:
+        account_id: our name of the account, for logs and metrics.
+        host, port: the SMSC's address.
+        bind: who we are.
+        tls: how to encrypt; None: not at all.
+        window: submits without a response at a time.
+        connect_s: seconds to connect and bind, and that a submit waits for a session before it gives up.
+        response_s: seconds that a response may take, and the storing of a receipt.
+        enquire_link_s: seconds between two questions whether the connection still lives.
+        rest_s, rest_s_max: seconds before the first attempt to connect again, and at most; they double, with jitter.
+        unbind_s: seconds that leaving may take: for responses still owed, and for the one to unbind.
+        deliveries_max: deliver_sm in hand; beyond it they are refused for now.
+        pdu_bytes_max: bytes of a PDU.
+    """
+
+    account_id: str
+    host: str
+    port: int
+    bind: Bind
+    tls: ssl.SSLContext | None = None
+    window: int = 10
+    connect_s: float = 5.0
+    response_s: float = 10.0
+    enquire_link_s: float = 30.0
+    rest_s: float = 1.0
+    rest_s_max: float = 30.0
+    unbind_s: float = 2.0
+    deliveries_max: int = 1_000
+    pdu_bytes_max: int = PDU_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The response to a request: its status and the name in its body. `nack`: a generic_nack."""
+
+    status: int
+    name: str
+    nack: bool = False
+
+
+class NotSent(Exception):  # noqa: N818 - says what happened
+    """Not one byte of the request left. `unreachable`: no session could be had."""
+
+    def __init__(self, why: str, *, unreachable: bool = False) -> None:
+        super().__init__(why)
+        self.unreachable = unreachable
+
+
+class NoAnswer(Exception):  # noqa: N818 - says what happened
+    """The request may have arrived, and no answer to it will."""
+
+
+class BindRefused(Exception):  # noqa: N818 - says what happened
+    """The SMSC does not let us in."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"bind refused, status 0x{status:02X}")
+        self.status = status
+
+
+class _NotWritten(Exception):  # noqa: N818 - says what happened
+    """The connection was lost before the request was handed to it."""
+
+
+Deliver = Callable[[bytes], Awaitable[int]]
+"""Takes the body of a deliver_sm; returns the status of its response. What it raises is `TRY_AGAIN`."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request whose response is awaited."""
+
+    response: int
+    future: asyncio.Future[Answer]
+    written: bool = False
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection, from its start to its end; never used again."""
+
+    def __init__(self, config: SessionConfig, deliver: Deliver, changed: Callable[[], None]) -> None:
+        self._config = config
+        self._deliver = deliver
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(config.pdu_bytes_max)
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._leaving = False
+        self._out: list[tuple[bytes, _Request | None]] = []
+        self._flush_due = False
+        # Responses are owed for these; emptied by a response, its time-out or the connection's end.
+        self._requests: dict[int, _Request] = {}
+        self._sequence = 0
+        self._unasked = 0
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._answered_all: asyncio.Future[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.bound = False
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def takes(self) -> bool:
+        """Whether a submit would be written at once."""
+        return self.bound and not self._leaving and not self._paused and not self.lost.done()
+
+    async def bind(self) -> None:
+        """Bind as transceiver. Raises `BindRefused`, `NoAnswer` and `NotSent`."""
+        try:
+            answer = await self.request(
+                Command.BIND_TRANSCEIVER, encode_bind(self._config.bind), self._config.response_s
+            )
+        except _NotWritten:
+            raise NotSent("connection lost before the bind", unreachable=True) from None
+        if answer.status in _LOCKED_OUT:
+            raise BindRefused(answer.status)
+        if answer.status != OK:
+            raise NotSent(f"bind refused for now, status 0x{answer.status:02X}", unreachable=True)
+
+    async def request(self, command: Command, body: bytes, seconds: float) -> Answer:
+        """Write a request and wait for its response. Raises `_NotWritten` and `NoAnswer`."""
+        if self.lost.done():
+            raise _NotWritten
+        sequence = self._next_sequence()
+        request = _Request(command | RESPONSE, self._loop.create_future())
+        self._requests[sequence] = request
+        timer = self._loop.call_later(seconds, self._expire, sequence)
+        try:
+            self._write(frame(command, sequence, body), request)
+            return await request.future
+        finally:
+            timer.cancel()
+            # Also when the caller was cancelled: a response that still comes is nobody's.
+            self._requests.pop(sequence, None)
+            self._note_answered()
+
+    async def leave(self) -> None:
+        """Wait a moment for what is owed both ways, unbind, and close."""
+        self._leaving = True
+        if self.bound and not self.lost.done():
+            await self._settled(self._config.unbind_s)
+            with suppress(_NotWritten, NoAnswer):
+                await self.request(Command.UNBIND, b"", self._config.unbind_s)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what waits for responses hears of it from `connection_lost`."""
+        self._leaving = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now, whatever waits to be written: the other side does not read."""
+        self._leaving = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        # uvloop's transports are none of asyncio's by name.
+        made = cast("asyncio.Transport", transport)
+        # Pause as soon as the kernel takes no more: what waits here was surely not sent, what waits there perhaps.
+        made.set_write_buffer_limits(high=0)
+        self._transport = made
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self.bound = False
+        self._out.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+        for request in list(self._requests.values()):
+            if not request.future.done():
+                request.future.set_exception(NoAnswer("connection lost") if request.written else _NotWritten())
+        self._changed()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`: half a connection is none."""
+        return False
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._paused = False
+        self._flush()
+        self._changed()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        for pdu in self._reader.feed(data):
+            self._received(pdu)
+        if self._reader.broken and not self._leaving:
+            self._odd("length")
+            log.warning("a PDU of an impossible length, connection closed", account=self._config.account_id)
+            self._write(frame(Command.GENERIC_NACK, _NO_SEQUENCE, status=INVALID_LENGTH))
+            self._flush()
+            self.close()
+
+    # Reading.
+
+    def _received(self, pdu: Pdu) -> None:
+        command = pdu.command
+        if command & RESPONSE:
+            self._answered(pdu)
+        elif command == Command.DELIVER_SM:
+            self._take_delivery(pdu)
+        elif command == Command.ENQUIRE_LINK:
+            self._write(frame(Command.ENQUIRE_LINK_RESP, pdu.sequence))
+        elif command == Command.UNBIND:
+            self._unbound(pdu.sequence)
+        else:
+            self._odd("command")
+            log.info("a command that nobody knows", account=self._config.account_id, command=f"0x{command:08X}")
+            self._write(frame(Command.GENERIC_NACK, pdu.sequence, status=INVALID_COMMAND))
+
+    def _answered(self, pdu: Pdu) -> None:
+        request = self._requests.get(pdu.sequence)
+        nack = pdu.command == Command.GENERIC_NACK
+        if request is None or request.future.done() or not (nack or pdu.command == request.response):
+            # Late, doubled, or of a number that was never ours: it must not answer another request.
+            self._unasked += 1
+            self._odd("unasked")
+            if self._unasked % _UNASKED_LOG_EVERY == 1:
+                log.warning("a response that nobody asked for", account=self._config.account_id, so_far=self._unasked)
+            return
+        status = pdu.status or UNKNOWN_ERROR if nack else pdu.status
+        # At once, for receipts may stand right behind it.
+        self.bound = self.bound or (pdu.command == Command.BIND_TRANSCEIVER_RESP and status == OK)
+        request.future.set_result(Answer(status, "" if nack else decode_name(pdu.body), nack))
+
+    def _take_delivery(self, pdu: Pdu) -> None:
+        if not self.bound:
+            self._write(frame(Command.DELIVER_SM_RESP, pdu.sequence, encode_name(""), WRONG_STATE))
+        elif len(self._deliveries) >= self._config.deliveries_max:
+            self._odd("refused")
+            self._write(frame(Command.DELIVER_SM_RESP, pdu.sequence, encode_name(""), TRY_AGAIN))
+        else:
+            task = self._loop.create_task(self._answer_delivery(pdu), name="smpp-delivery")
+            self._deliveries.add(task)
+            task.add_done_callback(self._delivered)
+
+    async def _answer_delivery(self, pdu: Pdu) -> None:
+        try:
+            async with asyncio.timeout(self._config.response_s):
+                status = await self._deliver(pdu.body)
+        except Exception as error:
+            log.warning("receipt not taken", account=self._config.account_id, error=type(error).__name__)
+            status = TRY_AGAIN
+        # Lost meanwhile, nothing is written, and the SMSC gives it again.
+        self._write(frame(Command.DELIVER_SM_RESP, pdu.sequence, encode_name(""), status))
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._deliveries.discard(task)
+        self._note_answered()
+
+    def _unbound(self, sequence: int) -> None:
+        if self._ending is None:
+            log.info("unbound by the carrier", account=self._config.account_id)
+            self._leaving = True
+            self._ending = self._loop.create_task(self._end(sequence), name="smpp-unbound")
+
+    async def _end(self, sequence: int) -> None:
+        # After our response they owe nothing any more, so what they still owe is waited for.
+        await self._settled(self._config.unbind_s)
+        self._write(frame(Command.UNBIND_RESP, sequence))
+        self._flush()
+        self.close()
+
+    # Writing.
+
+    def _write(self, data: bytes, request: _Request | None = None) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._out.append((data, request))
+        if not self._flush_due:
+            # Once per turn of the loop: the submits of one turn leave together.
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if not self._out or self._paused or self._transport is None or self._transport.is_closing():
+            return
+        for _, request in self._out:
+            if request is not None:
+                request.written = True
+        data = b"".join([part for part, _ in self._out])
+        self._out.clear()
+        self._transport.write(data)
+
+    # Time.
+
+    def _expire(self, sequence: int) -> None:
+        request = self._requests.get(sequence)
+        if request is None or request.future.done():
+            return
+        if request.written:
+            request.future.set_exception(NoAnswer("no response in time"))
+        else:
+            self._out = [(data, owner) for data, owner in self._out if owner is not request]
+            request.future.set_exception(_NotWritten())
+
+    async def _settled(self, seconds: float) -> None:
+        """Wait until nothing is owed either way, at most so long."""
+        if self._requests or self._deliveries:
+            self._answered_all = self._loop.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._answered_all
+            self._answered_all = None
+
+    def _note_answered(self) -> None:
+        waited = self._answered_all
+        if waited is not None and not waited.done() and not self._requests and not self._deliveries:
+            waited.set_result(None)
+
+    def _next_sequence(self) -> int:
+        while True:
+            self._sequence = self._sequence % SEQUENCE_MAX + 1
+            if self._sequence not in self._requests:
+                return self._sequence
+
+    def _odd(self, what: str) -> None:
+        SMPP_ODD.labels(self._config.account_id, what).inc()
+
+
+class Session:
+    """Keeps a connection bound from the first `submit` or `start` until `close`."""
+
+    def __init__(self, config: SessionConfig, deliver: Deliver) -> None:
+        self._config = config
+        self._deliver = deliver
+        self._connection: _Connection | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._refused: BindRefused | None = None
+        self._closed = False
+        # Slots of the window that are taken, and those who wait for one, first come first served.
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def bound(self) -> bool:
+        """Whether there is a session at this moment."""
+        return self._connection is not None and self._connection.bound
+
+    def start(self) -> None:
+        """Begin to connect, if nobody has."""
+        if self._keeper is None and not self._closed:
+            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="smpp-session")
+
+    async def submit(self, body: bytes, start_by: float) -> Answer:
+        """Submit a message. Returns `SessionConfig.response_s` after `start_by` at the latest.
+
+        Args:
+            body: of the submit_sm.
+            start_by: the loop's time until which it may wait to be sent.
+
+        Raises:
+            NotSent: no session or no room in the window in time, or the session was closed.
+            BindRefused: there is no session because the SMSC lets nobody in.
+            NoAnswer: it was sent, and what became of it is not known.
+        """
+        self.start()
+        while True:
+            await self._take_slot(start_by)
+            try:
+                connection = self._connection
+                if connection is not None and connection.takes:
+                    return await connection.request(Command.SUBMIT_SM, body, self._config.response_s)
+            except _NotWritten:
+                # Surely not sent: again, on the next connection, while there is time.
+                continue
+            finally:
+                self._taken -= 1
+                self._grant()
+
+    async def close(self) -> None:
+        """Unbind and disconnect; who waits hears `NotSent`."""
+        self._closed = True
+        self._fail_waiting(NotSent("the session is closed"))
+        keeper, self._keeper = self._keeper, None
+        if self._connection is not None:
+            await self._connection.leave()
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    # The window.
+
+    async def _take_slot(self, start_by: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise NotSent("the session is closed")
+        if loop.time() >= start_by:
+            raise NotSent("no time left")
+        if not self._waiting and self._has_room():
+            self._taken += 1
+            return
+        if self._refused is not None:
+            raise BindRefused(self._refused.status)
+        # Without a session one is waited for as long as making one may take.
+        until = start_by if self.bound else min(start_by, loop.time() + self._config.connect_s)
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout_at(until):
+                await waiter
+        except BaseException as error:
+            granted = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
+            if granted:
+                self._taken -= 1
+                self._grant()
+            if isinstance(error, TimeoutError):
+                if self.bound:
+                    raise NotSent("no room in the window in time") from None
+                raise NotSent("no session in time", unreachable=True) from None
+            raise
+
+    def _has_room(self) -> bool:
+        return self._taken < self._config.window and self._connection is not None and self._connection.takes
+
+    def _grant(self) -> None:
+        while self._waiting and self._has_room():
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._taken += 1
+                waiter.set_result(None)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    # The connection.
+
+    async def _keep(self) -> None:
+        """Connect, bind, ask now and then whether the other side lives, and begin again."""
+        config, loop = self._config, asyncio.get_running_loop()
+        gauge = SMPP_BOUND.labels(config.account_id)
+        failures = 0
+        while not self._closed:
+            began = loop.time()
+            try:
+                connection = await self._connect()
+            except BindRefused as refused:
+                if self._refused is None or self._refused.status != refused.status:
+                    log.error("the carrier refuses the bind", account=config.account_id, status=refused.status)
+                self._refused = refused
+                self._fail_waiting(refused)
+            except Exception as error:
+                self._refused = None
+                # Of our own errors the message, of others the kind: they may hold anything.
+                why = str(error) if isinstance(error, NotSent) else type(error).__name__
+                log.warning("no session with the carrier", account=config.account_id, error=why)
+            else:
+                self._refused = None
+                gauge.set(1)
+                log.info("bound to the carrier", account=config.account_id)
+                try:
+                    self._grant()
+                    await self._watch(connection)
+                finally:
+                    gauge.set(0)
+                    connection.abort()
+                log.warning("session with the carrier ended", account=config.account_id)
+            # One that lasted was no failure; one that breaks at once is, or the two would spin.
+            failures = 1 if loop.time() - began > config.rest_s_max else failures + 1
+            await asyncio.sleep(self._rest_seconds(failures))
+
+    async def _connect(self) -> _Connection:
+        config, loop = self._config, asyncio.get_running_loop()
+        connection = _Connection(config, self._deliver, self._grant)
+        try:
+            async with asyncio.timeout(config.connect_s):
+                await loop.create_connection(
+                    lambda: connection,
+                    config.host,
+                    config.port,
+                    ssl=config.tls,
+                    server_hostname=config.host if config.tls is not None else None,
+                )
+                await connection.bind()
+        except BaseException:
+            connection.abort()
+            raise
+        self._connection = connection
+        return connection
+
+    async def _watch(self, connection: _Connection) -> None:
+        config = self._config
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(config.enquire_link_s):
+                    await asyncio.shield(connection.lost)
+                return
+            try:
+                await connection.request(Command.ENQUIRE_LINK, b"", config.response_s)
+            except (NoAnswer, _NotWritten):
+                log.warning("the carrier does not answer, connection closed", account=config.account_id)
+                return
+
+    def _rest_seconds(self, failures: int) -> float:
+        full = min(self._config.rest_s_max, self._config.rest_s * 2.0 ** min(failures - 1, 32))
+        return full * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
