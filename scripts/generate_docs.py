@@ -148,6 +148,7 @@ PROCESSES = (
     ("worker", "workers.settings", "Settings"),
     ("stack", "smsbill.settings", "StackSettings"),
     ("gateway, worker, stack", "smsgateway.carriers.http_carrier", "HttpCarrierSettings"),
+    ("gateway, worker, stack", "smsgateway.carriers.smpp.settings", "SmppSettings"),
     ("carrier-simulator", "smsbill.carrier_process", "CarrierSettings"),
     ("commands", "smsbill.client", "ClientSettings"),
 )
@@ -158,6 +159,7 @@ CHAPTERS = (
     ("costcenter.settings", "Settings", "Cost centre"),
     ("smsgateway.settings", "Settings", "Gateway, and the workers with it"),
     ("smsgateway.carriers.http_carrier", "HttpCarrierSettings", "The carrier `http`"),
+    ("smsgateway.carriers.smpp.settings", "SmppSettings", "The carrier `smpp`"),
     ("workers.settings", "Settings", "Workers"),
     ("smsbill.settings", "StackSettings", "The whole stack: `smsbill up` and `smsbill demo`"),
     ("smsbill.client", "ClientSettings", "Commands that call the services"),

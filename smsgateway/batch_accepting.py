@@ -75,13 +75,13 @@ class BatchAcceptor:
         ledger: LedgerClient,
         queue: DispatchQueue,
         identifiers: IdentifierSource,
-        settings: Settings,
+        chunk_messages: int,
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._queue = queue
         self._identifiers = identifiers
-        self._chunk_messages = settings.batch_chunk_messages
+        self._chunk_messages = chunk_messages
 
     async def send(self, batch: Batch) -> tuple[sms_gateway_pb2.SendBatchSmsResponse, bool]:
         """Accept a batch; return the reply and whether it was given before.

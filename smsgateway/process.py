@@ -90,6 +90,7 @@ class GatewayProcess:
 
         if not await redis_reachable():
             raise StartError("Redis cannot be reached; check SMSBILL_REDIS_URL and that the server runs")
+        kind = carrier_kind(settings.carrier)
         ledger = LedgerClient(settings)
         stack.push_async_callback(ledger.close)
         identifiers = IdentifierSource()
@@ -109,7 +110,7 @@ class GatewayProcess:
         service = SmsGatewayService(
             database,
             singles,
-            BatchAcceptor(database, ledger, queue, identifiers, settings),
+            BatchAcceptor(database, ledger, queue, identifiers, kind.chunk_messages(settings)),
             BatchCanceller(database, identifiers),
             ParkedWork(database, ledger, identifiers),
             settings,
@@ -123,7 +124,6 @@ class GatewayProcess:
             services=[SERVICE],
             register=lambda server: sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server),
         )
-        kind = carrier_kind(settings.carrier)
         if kind.describe(settings) is None:
             log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
         http = HttpServer(

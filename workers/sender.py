@@ -163,7 +163,8 @@ class Sender:
         self._call_seconds = CARRIER_SECONDS.labels(carrier.account_id, MODE_NAMES[mode])
         single = mode is Mode.SINGLE
         # Statements about chunks touch their messages, so fewer of them go together.
-        chunks = max(1, settings.stage_messages_max // settings.batch_chunk_messages)
+        chunk_messages = min(settings.batch_chunk_messages, carrier.limits.max_batch)
+        chunks = min(settings.stage_group_max, max(1, settings.stage_messages_max // chunk_messages))
         settled_max = settings.stage_group_max if single else chunks
 
         def group(

@@ -114,6 +114,10 @@ class CarrierKind(ABC):
         `settings.carrier_account`.
         """
 
+    def chunk_messages(self, settings: Settings) -> int:
+        """Messages of a batch that go into one call, so into one chunk. What is larger all the same workers halve."""
+        return settings.batch_chunk_messages
+
     def callback(self, settings: Settings) -> Callback | None:
         """How receipts are pushed; None when they are not, or when no account is set up: who would prove who pushes?"""
         return None
