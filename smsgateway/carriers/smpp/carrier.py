@@ -53,6 +53,7 @@ from smsgateway.carriers.smpp.receipts import (
     read_receipt,
 )
 from smsgateway.carriers.smpp.session import (
+    LOOK_S,
     NEVER,
     OK,
     TRY_AGAIN,
@@ -107,6 +108,8 @@ vendors (0x400 and up) among them, says nothing sure: UNKNOWN."""
 _RETRY_AFTER_S: Final[Mapping[int, float]] = {0x14: 5.0, 0x45: 5.0, 0x58: 1.0}
 # Between two tries of one part; the message is begun, so it does not wait in the queue.
 _PART_RETRY_S: Final = 0.5
+# What the looks at the time take at most, see `LOOK_S`.
+_SPARE_S: Final = 4 * LOOK_S
 _TON_NATIONAL: Final = 2
 _TON_INTERNATIONAL: Final = 1
 _RECEIPT_WANTED: Final = 1
@@ -172,8 +175,8 @@ class SmppConfig:
     def __post_init__(self) -> None:
         if not self.account_id or not self.host or not self.system_id:
             raise ValueError("account_id, host and system_id must not be empty")
-        if self.call_s < self.connect_s + self.response_s:
-            raise ValueError("call_s must be at least connect_s and response_s together")
+        if self.call_s < self.connect_s + self.response_s + _SPARE_S:
+            raise ValueError(f"call_s must be at least connect_s and response_s together and {_SPARE_S} more")
         # Both raise for what no PDU can hold.
         encode_bind(self.bind)
         encode_short_message(ShortMessage(self.source, Address(), service_type=self.service_type))
@@ -294,7 +297,7 @@ class SmppCarrier:
 
     async def _send(self, destination: Address, parts: list[Part]) -> CallOutcome:
         config = self._config
-        start_by = asyncio.get_running_loop().time() + config.call_s - config.response_s
+        start_by = self._session.now() + config.call_s - config.response_s - _SPARE_S
         outcome = CallOutcome(Verdict.UNKNOWN)
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
@@ -308,24 +311,24 @@ class SmppCarrier:
                 tlvs=part.tlvs,
                 service_type=config.service_type,
             )
-            outcome = await self._submit(encode_short_message(message), start_by, begun=number > 1)
+            body = encode_short_message(message)
+            outcome = await (self._submit(body, start_by) if number == 1 else self._submit_more(body, start_by))
             if outcome.verdict is not Verdict.ACCEPTED:
                 if number > 1:
                     return _in_part(outcome, number, len(parts))
                 break
         return outcome
 
-    async def _submit(self, body: bytes, start_by: float, *, begun: bool) -> CallOutcome:
-        """Submit one part. A part of a message that is `begun` is tried again while it is surely not accepted."""
-        loop = asyncio.get_running_loop()
+    async def _submit_more(self, body: bytes, start_by: float) -> CallOutcome:
+        """Submit a further part of a message: tried again while it is surely not accepted for now."""
         while True:
-            outcome = await self._submit_once(body, start_by)
+            outcome = await self._submit(body, start_by)
             retriable = outcome.verdict in (Verdict.RETRY, Verdict.STOP_ACCOUNT)
-            if not begun or not retriable or loop.time() + _PART_RETRY_S >= start_by:
+            if not retriable or self._session.now() + _PART_RETRY_S >= start_by:
                 return outcome
             await asyncio.sleep(_PART_RETRY_S)
 
-    async def _submit_once(self, body: bytes, start_by: float) -> CallOutcome:
+    async def _submit(self, body: bytes, start_by: float) -> CallOutcome:
         try:
             answer = await self._session.submit(body, start_by)
         except NotSent as error:
@@ -351,7 +354,7 @@ class SmppCarrier:
             carrier_message_id=expected_id(message_id, self._config.receipt_id) if storable else None,
             code="0",
             # As it came, for whoever asks the carrier about it.
-            detail=printable(message_id),
+            detail=message_id if storable else printable(message_id),
         )
 
     # Receiving.

@@ -57,6 +57,8 @@ refusals of a bind, such as 0x05 (already bound: our last session has not ended 
 # A number of the sequence that no request of ours has: of what we answer we may not even know the number.
 _NO_SEQUENCE: Final = 0
 _UNASKED_LOG_EVERY: Final = 1_000
+LOOK_S: Final = 0.05
+"""Seconds between two looks at what has waited too long. A timer for each message would cost more than the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,16 @@ class _Request:
 
     response: int
     future: asyncio.Future[Answer]
+    expires: float
     written: bool = False
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """Who waits for a slot of the window, and until when."""
+
+    future: asyncio.Future[None]
+    until: float
 
 
 class _Connection(asyncio.Protocol):
@@ -154,6 +165,7 @@ class _Connection(asyncio.Protocol):
         self._leaving = False
         self._out: list[tuple[bytes, _Request | None]] = []
         self._flush_due = False
+        self._look_due = False
         # Responses are owed for these; emptied by a response, its time-out or the connection's end.
         self._requests: dict[int, _Request] = {}
         self._sequence = 0
@@ -187,14 +199,15 @@ class _Connection(asyncio.Protocol):
         if self.lost.done():
             raise _NotWritten
         sequence = self._next_sequence()
-        request = _Request(command | RESPONSE, self._loop.create_future())
+        request = _Request(command | RESPONSE, self._loop.create_future(), self._loop.time() + seconds)
         self._requests[sequence] = request
-        timer = self._loop.call_later(seconds, self._expire, sequence)
+        if not self._look_due:
+            self._look_due = True
+            self._loop.call_later(LOOK_S, self._look)
         try:
             self._write(frame(command, sequence, body), request)
             return await request.future
         finally:
-            timer.cancel()
             # Also when the caller was cancelled: a response that still comes is nobody's.
             self._requests.pop(sequence, None)
             self._note_answered()
@@ -360,15 +373,20 @@ class _Connection(asyncio.Protocol):
 
     # Time.
 
-    def _expire(self, sequence: int) -> None:
-        request = self._requests.get(sequence)
-        if request is None or request.future.done():
-            return
-        if request.written:
-            request.future.set_exception(NoAnswer("no response in time"))
-        else:
-            self._out = [(data, owner) for data, owner in self._out if owner is not request]
-            request.future.set_exception(_NotWritten())
+    def _look(self) -> None:
+        """End the requests whose time is over."""
+        now = self._loop.time()
+        for request in self._requests.values():
+            if request.expires > now or request.future.done():
+                continue
+            if request.written:
+                request.future.set_exception(NoAnswer("no response in time"))
+            else:
+                self._out = [(data, owner) for data, owner in self._out if owner is not request]
+                request.future.set_exception(_NotWritten())
+        self._look_due = bool(self._requests)
+        if self._look_due:
+            self._loop.call_later(LOOK_S, self._look)
 
     async def _settled(self, seconds: float) -> None:
         """Wait until nothing is owed either way, at most so long."""
@@ -400,13 +418,16 @@ class Session:
     def __init__(self, config: SessionConfig, deliver: Deliver) -> None:
         self._config = config
         self._deliver = deliver
+        # Kept, for to ask for it costs more than all else that a message does here.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: _Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._refused: BindRefused | None = None
         self._closed = False
         # Slots of the window that are taken, and those who wait for one, first come first served.
         self._taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Waiter] = deque()
+        self._look_due = False
 
     @property
     def bound(self) -> bool:
@@ -416,10 +437,19 @@ class Session:
     def start(self) -> None:
         """Begin to connect, if nobody has."""
         if self._keeper is None and not self._closed:
-            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="smpp-session")
+            self._keeper = self._running_loop().create_task(self._keep(), name="smpp-session")
+
+    def now(self) -> float:
+        """The loop's time."""
+        return self._running_loop().time()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     async def submit(self, body: bytes, start_by: float) -> Answer:
-        """Submit a message. Returns `SessionConfig.response_s` after `start_by` at the latest.
+        """Submit a message. Returns `SessionConfig.response_s` and twice `LOOK_S` after `start_by` at the latest.
 
         Args:
             body: of the submit_sm.
@@ -458,10 +488,10 @@ class Session:
     # The window.
 
     async def _take_slot(self, start_by: float) -> None:
-        loop = asyncio.get_running_loop()
         if self._closed:
             raise NotSent("the session is closed")
-        if loop.time() >= start_by:
+        now = self.now()
+        if now >= start_by:
             raise NotSent("no time left")
         if not self._waiting and self._has_room():
             self._taken += 1
@@ -469,24 +499,37 @@ class Session:
         if self._refused is not None:
             raise BindRefused(self._refused.status)
         # Without a session one is waited for as long as making one may take.
-        until = start_by if self.bound else min(start_by, loop.time() + self._config.connect_s)
-        waiter: asyncio.Future[None] = loop.create_future()
+        until = start_by if self.bound else min(start_by, now + self._config.connect_s)
+        waiter = _Waiter(self._running_loop().create_future(), until)
         self._waiting.append(waiter)
+        if not self._look_due:
+            self._look_due = True
+            self._running_loop().call_later(LOOK_S, self._look)
         try:
-            async with asyncio.timeout_at(until):
-                await waiter
-        except BaseException as error:
-            granted = waiter.done() and not waiter.cancelled() and waiter.exception() is None
-            with suppress(ValueError):
-                self._waiting.remove(waiter)
-            if granted:
+            await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
+            elif waiter.future.exception() is None:
+                # The slot came at the same moment.
                 self._taken -= 1
                 self._grant()
-            if isinstance(error, TimeoutError):
-                if self.bound:
-                    raise NotSent("no room in the window in time") from None
-                raise NotSent("no session in time", unreachable=True) from None
             raise
+
+    def _look(self) -> None:
+        """End the waits whose time is over."""
+        now = self.now()
+        late = [waiter for waiter in self._waiting if waiter.until <= now]
+        for waiter in late:
+            self._waiting.remove(waiter)
+            if not waiter.future.done():
+                bound = self.bound
+                why = "no room in the window in time" if bound else "no session in time"
+                waiter.future.set_exception(NotSent(why, unreachable=not bound))
+        self._look_due = bool(self._waiting)
+        if self._look_due:
+            self._running_loop().call_later(LOOK_S, self._look)
 
     def _has_room(self) -> bool:
         return self._taken < self._config.window and self._connection is not None and self._connection.takes
@@ -494,15 +537,15 @@ class Session:
     def _grant(self) -> None:
         while self._waiting and self._has_room():
             waiter = self._waiting.popleft()
-            if not waiter.done():
+            if not waiter.future.done():
                 self._taken += 1
-                waiter.set_result(None)
+                waiter.future.set_result(None)
 
     def _fail_waiting(self, error: Exception) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
 
     # The connection.
 
