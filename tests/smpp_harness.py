@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -67,7 +68,8 @@ class Peer:
 class ScriptedSmsc:
     """Listens on a free port. `on_submit` decides what a submit_sm meets; the rest is as it should be."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.binds: list[Bind] = []
         self.submits: list[ShortMessage] = []
         self.sequences: list[int] = []
@@ -89,7 +91,7 @@ class ScriptedSmsc:
 
     async def start(self) -> None:
         """Listen, on the port that it had before if it did."""
-        self._server = await asyncio.start_server(self._serve, self.host, self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -145,9 +147,9 @@ class ScriptedSmsc:
 
 
 @asynccontextmanager
-async def scripted_smsc() -> AsyncIterator[ScriptedSmsc]:
+async def scripted_smsc(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSmsc]:
     """One that listens until the test ends."""
-    smsc = ScriptedSmsc()
+    smsc = ScriptedSmsc(tls)
     await smsc.start()
     try:
         yield smsc

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from smpp_harness import SECONDS, Peer, ScriptedSmsc, receipt_body, scripted_smsc
 
 from smsgateway.carriers.base import (
@@ -601,3 +605,100 @@ async def test_a_date_of_the_future_is_now(smsc: ScriptedSmsc) -> None:
         peer.request(Command.DELIVER_SM, receipt_body("1", done="9912312359"))
         await peer.next(Command.DELIVER_SM_RESP)
     assert inbox.receipts[0].reported_at <= datetime.now(UTC)
+
+
+async def test_who_asks_and_never_reads_is_cut_off(smsc: ScriptedSmsc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aim: what waits to be written is bounded, whatever the other side does."""
+    monkeypatch.setattr("smsgateway.carriers.smpp.session._OUT_MAX", 100)
+    async with carrier_of(smsc) as carrier:
+        await send(carrier)
+        peer = await smsc.peer()
+        # In one read of ours, so that nothing can be written between two of them.
+        peer.write(frame(Command.ENQUIRE_LINK, 1) * 500)
+        async with asyncio.timeout(SECONDS):
+            await peer.ended.wait()
+        assert (await send(carrier)).verdict is Verdict.ACCEPTED
+
+
+async def test_sequence_numbers_begin_again(smsc: ScriptedSmsc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aim: after the last number comes the first, and none that still waits for its response is used twice."""
+    monkeypatch.setattr("smsgateway.carriers.smpp.session.SEQUENCE_MAX", 4)
+    held: asyncio.Queue[tuple[Peer, Pdu]] = asyncio.Queue()
+
+    def hold_first(peer: Peer, pdu: Pdu) -> None:
+        held.put_nowait((peer, pdu))
+        smsc.on_submit = smsc.accept
+
+    smsc.on_submit = hold_first
+    async with carrier_of(smsc, response_s=2.0, call_s=4.0) as carrier:
+        first = asyncio.create_task(send(carrier))
+        peer, pdu = await held.get()
+        for _ in range(6):
+            assert (await send(carrier)).verdict is Verdict.ACCEPTED
+        peer.answer(pdu, "first")
+        assert (await first).carrier_message_id == "first"
+    # The bind had 1, the first submit 2.
+    assert smsc.sequences == [2, 3, 4, 1, 3, 4, 1]
+
+
+async def test_the_session_can_be_encrypted(tmp_path: Path) -> None:
+    """Aim: with the right certificate everything goes on as before; with one that nobody trusts not a byte is sent."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(  # noqa: ASYNC221 - before anything runs beside it
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    async with scripted_smsc(context) as smsc:
+        async with carrier_of(smsc, tls=True, tls_ca_file=str(certificate), connect_s=2.0, call_s=4.0) as carrier:
+            assert (await send(carrier, LONG)).verdict is Verdict.ACCEPTED
+            smsc.on_submit = lambda peer, pdu: peer.cut()
+            assert (await send(carrier)).verdict is Verdict.UNKNOWN
+        binds = len(smsc.binds)
+        async with carrier_of(smsc, tls=True) as carrier:
+            outcome = await send(carrier)
+        assert (outcome.verdict, outcome.unreachable) == (Verdict.RETRY, True)
+        assert len(smsc.binds) == binds
+
+
+def test_the_same_in_the_loop_of_the_workers() -> None:
+    """Aim: what decides about money holds with uvloop's transports, too."""
+
+    async def scenario() -> None:
+        async with scripted_smsc() as smsc, carrier_of(smsc, window=1) as carrier:
+            inbox = Inbox()
+            async with receiving(carrier, inbox.take):
+                peer = await smsc.peer()
+                peer.request(Command.DELIVER_SM, receipt_body("1"))
+                assert (await peer.next(Command.DELIVER_SM_RESP)).status == 0
+                smsc.on_submit = lambda peer, pdu: peer.cut() if len(smsc.submits) == 1 else smsc.accept(peer, pdu)
+                outcomes = await asyncio.gather(*(send(carrier, f"text {number}") for number in range(3)))
+            assert [outcome.verdict for outcome in outcomes] == [Verdict.UNKNOWN, Verdict.ACCEPTED, Verdict.ACCEPTED]
+            assert (len(smsc.submits), len(inbox.receipts)) == (3, 1)
+
+    uvloop.run(asyncio.wait_for(scenario(), SECONDS))
+
+
+async def test_what_a_full_connection_did_not_take_goes_over_the_next(smsc: ScriptedSmsc) -> None:
+    """Aim: while the kernel takes no more nothing is handed over, so what waits is surely not sent when it breaks."""
+    async with carrier_of(smsc) as carrier:
+        await send(carrier, "before")
+        peer = await smsc.peer()
+        connection = carrier._session._connection
+        assert connection is not None
+        connection.pause_writing()
+        waiting = [asyncio.create_task(send(carrier, f"text {number}")) for number in range(3)]
+        peer.request(Command.ENQUIRE_LINK)
+        await asyncio.sleep(0.1)
+        assert len(smsc.submits) == 1
+        assert peer.received.qsize() == 2
+        peer.cut()
+        assert {outcome.verdict for outcome in await asyncio.gather(*waiting)} == {Verdict.ACCEPTED}
+    assert len(smsc.submits) == 4

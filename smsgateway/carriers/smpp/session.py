@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, cast
 
 import structlog
@@ -56,7 +57,10 @@ refusals of a bind, such as 0x05 (already bound: our last session has not ended 
 
 # A number of the sequence that no request of ours has: of what we answer we may not even know the number.
 _NO_SEQUENCE: Final = 0
-_UNASKED_LOG_EVERY: Final = 1_000
+_ODD_LOG_EVERY: Final = 1_000
+_OUT_MAX: Final = 10_000
+"""PDUs that wait to be written, most of them answers: ten times the receipts in hand. Who asks more than that and reads
+none of the answers is cut off."""
 LOOK_S: Final = 0.05
 """Seconds between two looks at what has waited too long. A timer for each message would cost more than the message."""
 
@@ -169,7 +173,7 @@ class _Connection(asyncio.Protocol):
         # Responses are owed for these; emptied by a response, its time-out or the connection's end.
         self._requests: dict[int, _Request] = {}
         self._sequence = 0
-        self._unasked = 0
+        self._odds: Counter[str] = Counter()
         self._deliveries: set[asyncio.Task[None]] = set()
         self._answered_all: asyncio.Future[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -240,7 +244,8 @@ class _Connection(asyncio.Protocol):
         # uvloop's transports are none of asyncio's by name.
         made = cast("asyncio.Transport", transport)
         # Pause as soon as the kernel takes no more: what waits here was surely not sent, what waits there perhaps.
-        made.set_write_buffer_limits(high=0)
+        # One byte, for transports with TLS take 0 for always full.
+        made.set_write_buffer_limits(high=1, low=0)
         self._transport = made
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -274,7 +279,6 @@ class _Connection(asyncio.Protocol):
             self._received(pdu)
         if self._reader.broken and not self._leaving:
             self._odd("length")
-            log.warning("a PDU of an impossible length, connection closed", account=self._config.account_id)
             self._write(frame(Command.GENERIC_NACK, _NO_SEQUENCE, status=INVALID_LENGTH))
             self._flush()
             self.close()
@@ -293,7 +297,6 @@ class _Connection(asyncio.Protocol):
             self._unbound(pdu.sequence)
         else:
             self._odd("command")
-            log.info("a command that nobody knows", account=self._config.account_id, command=f"0x{command:08X}")
             self._write(frame(Command.GENERIC_NACK, pdu.sequence, status=INVALID_COMMAND))
 
     def _answered(self, pdu: Pdu) -> None:
@@ -301,10 +304,7 @@ class _Connection(asyncio.Protocol):
         nack = pdu.command == Command.GENERIC_NACK
         if request is None or request.future.done() or not (nack or pdu.command == request.response):
             # Late, doubled, or of a number that was never ours: it must not answer another request.
-            self._unasked += 1
             self._odd("unasked")
-            if self._unasked % _UNASKED_LOG_EVERY == 1:
-                log.warning("a response that nobody asked for", account=self._config.account_id, so_far=self._unasked)
             return
         status = pdu.status or UNKNOWN_ERROR if nack else pdu.status
         # At once, for receipts may stand right behind it.
@@ -353,6 +353,10 @@ class _Connection(asyncio.Protocol):
 
     def _write(self, data: bytes, request: _Request | None = None) -> None:
         if self._transport is None or self._transport.is_closing():
+            return
+        if len(self._out) >= _OUT_MAX:
+            log.warning("the carrier reads no answers, connection closed", account=self._config.account_id)
+            self.abort()
             return
         self._out.append((data, request))
         if not self._flush_due:
@@ -410,6 +414,9 @@ class _Connection(asyncio.Protocol):
 
     def _odd(self, what: str) -> None:
         SMPP_ODD.labels(self._config.account_id, what).inc()
+        self._odds[what] += 1
+        if self._odds[what] % _ODD_LOG_EVERY == 1:
+            log.warning("the carrier breaks the protocol", account=self._config.account_id, what=what)
 
 
 class Session:
@@ -477,7 +484,7 @@ class Session:
     async def close(self) -> None:
         """Unbind and disconnect; who waits hears `NotSent`."""
         self._closed = True
-        self._fail_waiting(NotSent("the session is closed"))
+        self._fail_waiting(partial(NotSent, "the session is closed"))
         keeper, self._keeper = self._keeper, None
         if self._connection is not None:
             await self._connection.leave()
@@ -541,11 +548,11 @@ class Session:
                 self._taken += 1
                 waiter.future.set_result(None)
 
-    def _fail_waiting(self, error: Exception) -> None:
+    def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
-                waiter.future.set_exception(error)
+                waiter.future.set_exception(error())
 
     # The connection.
 
@@ -562,7 +569,7 @@ class Session:
                 if self._refused is None or self._refused.status != refused.status:
                     log.error("the carrier refuses the bind", account=config.account_id, status=refused.status)
                 self._refused = refused
-                self._fail_waiting(refused)
+                self._fail_waiting(partial(BindRefused, refused.status))
             except Exception as error:
                 self._refused = None
                 # Of our own errors the message, of others the kind: they may hold anything.
