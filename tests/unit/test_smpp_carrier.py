@@ -702,3 +702,17 @@ async def test_what_a_full_connection_did_not_take_goes_over_the_next(smsc: Scri
         peer.cut()
         assert {outcome.verdict for outcome in await asyncio.gather(*waiting)} == {Verdict.ACCEPTED}
     assert len(smsc.submits) == 4
+
+
+async def test_what_was_not_handed_over_when_the_connection_broke_goes_over_the_next(smsc: ScriptedSmsc) -> None:
+    """Aim: the moment between a submit and its write, in which the connection ends: not sent, so sent once."""
+    async with carrier_of(smsc) as carrier:
+        await send(carrier, "before")
+        connection = carrier._session._connection
+        assert connection is not None
+        waiting = asyncio.create_task(send(carrier, "between"))
+        await asyncio.sleep(0)
+        assert connection._requests
+        connection.abort()
+        assert (await waiting).verdict is Verdict.ACCEPTED
+    assert [text_of(message.short_message, 0) for message in smsc.submits] == ["before", "between"]
