@@ -22,6 +22,8 @@ from smsbill.stack import Stack
 CALLERS = 256
 BRANDS = 1_000
 SEGMENTS = 100_000_000
+# Messages that the simulator remembers: more than the longest run sends, as it refuses them when its record is full.
+_RECORD_MAX = 20_000_000
 # Calls that prepare a bench, under way at once.
 _FILLERS = 32
 RESULTS = Path(__file__).parent / "results"
@@ -42,7 +44,11 @@ async def stack(folder: Path, *, workers: int | None = None) -> AsyncIterator[St
     )
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers})
-    running = Stack(settings, simulator=True, notify=lambda line: console.print(f"[yellow]{line}"))
+
+    async def adjust(_name: str, variables: Mapping[str, str]) -> Mapping[str, str]:
+        return {**variables, "SMSBILL_SIMULATOR_RECORD_MAX": str(_RECORD_MAX)}
+
+    running = Stack(settings, simulator=True, notify=lambda line: console.print(f"[yellow]{line}"), adjust=adjust)
     try:
         await running.start()
         yield running

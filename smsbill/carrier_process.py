@@ -27,6 +27,12 @@ class CarrierSettings(BaseSettings):
     simulator_settings: str = Field(
         "{}", description='How it behaves: a JSON object such as {"latency_ms": 50, "receipt_loss": 0.01}'
     )
+    simulator_record_max: int = Field(
+        2_000_000,
+        ge=1,
+        le=100_000_000,
+        description="Messages that its record holds, at up to 250 bytes each; when it is full, calls are refused",
+    )
     chuanglan_account: str = Field("", description="API account at Chuanglan; empty: N0000001")
     chuanglan_password: SecretStr = Field(SecretStr(""), description="API password at Chuanglan; empty: simulator")
     chuanglan_receiver: str = Field("", description="User name that pushed receipts carry")
@@ -47,6 +53,7 @@ class CarrierSettings(BaseSettings):
                 port=int(port),
                 account=self.chuanglan_account or _ACCOUNT,
                 password=self.chuanglan_password.get_secret_value() or _PASSWORD,
+                record_entries_max=self.simulator_record_max,
                 settings=SimulatorSettings().changed(changes),
             )
         except (SettingsError, ValueError, TypeError) as error:
