@@ -345,7 +345,7 @@ async def test_finance_may_read_statements_of_its_brands(center: CostCenter, bus
         token = await center.token(roles, [busy])
         if allowed:
             await center.call("GetStatement", brand_id=busy, month="2024-03", token=token)
-            refusal = await center.refused("GetStatement", brand_id=1, month="2024-03", token=token)
+            refusal = await center.refused("GetStatement", brand_id=busy + 1, month="2024-03", token=token)
             assert refusal.reason == "BRAND_NOT_ALLOWED"
         else:
             refusal = await center.refused("GetStatement", brand_id=busy, month="2024-03", token=token)
