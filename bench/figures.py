@@ -40,8 +40,9 @@ class Figure:
     def share(self, value: float) -> float:
         """A value in terms of the aim: 1 keeps it just so, more is better."""
         assert self.aim is not None
-        # A latency or a growth of nothing, or less, is as good as a chart can show.
-        return self.aim / max(value, self.aim / 100) if self.at_most else value / self.aim
+        # Nothing, or less, is as good, or as bad, as a chart can show.
+        value = max(value, self.aim / 100)
+        return self.aim / value if self.at_most else value / self.aim
 
     def as_dict(self) -> dict[str, object]:
         """As JSON takes it."""

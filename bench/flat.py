@@ -97,7 +97,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         return [run["full"][name] / run["empty"][name] for run in runs]
 
     calls = [name for name in runs[0]["empty"] if not name.endswith("ms")]
-    title = f"with {round(result['payments'], -5):,} payments / empty"
+    title = f"with {round(result['payments'], -3):,} payments / empty"
     return [
         *(Figure(5, f"{name.rsplit(',', 1)[0]}, {title}", "", ratio(name), aim=0.8) for name in calls),
         # A tenth is what two empty ledgers differ by.

@@ -62,7 +62,7 @@ async def woken(watch: Watch, target: Target, brands: Sequence[int]) -> list[flo
     return sorted(waits)
 
 
-async def run(brands: int, messages: int, seconds: float, sample: int, settle_seconds: float) -> dict[str, Any]:
+async def run(brands: int, messages: int, seconds: float, sample: int) -> dict[str, Any]:
     """Memory in megabytes and processor time in percent of a processor, by process."""
     console.print(f"{brands:,} brands")
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
@@ -73,7 +73,7 @@ async def run(brands: int, messages: int, seconds: float, sample: int, settle_se
                 target, running.file.database_url, messages=messages, callers=_CALLERS,
                 brands=range(1, brands + 1), seconds_max=_SECONDS_MAX,
             )  # fmt: skip
-            await asyncio.sleep(settle_seconds)
+            await asyncio.sleep(_SETTLE_SECONDS)
             waiting = await watch.waiting()
             before, started = await watch.processes(), time.perf_counter()
             redis = await watch.redis_megabytes()
@@ -92,10 +92,10 @@ async def run(brands: int, messages: int, seconds: float, sample: int, settle_se
     }
 
 
-async def measure(brands: int, seconds: float, sample: int, settle_seconds: float = _SETTLE_SECONDS) -> dict[str, Any]:
+async def measure(brands: int, seconds: float, sample: int) -> dict[str, Any]:
     """Both stacks."""
-    one = await run(1, brands, seconds, 0, settle_seconds)
-    many = await run(brands, brands, seconds, sample, settle_seconds)
+    one = await run(1, brands, seconds, 0)
+    many = await run(brands, brands, seconds, sample)
     return {"one": one, "many": many}
 
 

@@ -31,3 +31,4 @@ def test_the_median_of_the_rounds_decides(
 def test_nothing_of_what_is_to_be_small_can_be_drawn() -> None:
     """A growth of zero, or below, has a finite share."""
     assert Figure(6, "memory", "MB", [-1.0], aim=50, at_most=True).share(-1.0) == 100
+    assert Figure(4, "marketing", "/s", [-1.0], aim=1).share(-1.0) == 0.01
