@@ -2,8 +2,10 @@
 
 In turn, the tree as it is and copies without the statement that marks, without the rows of the outbox, and without
 both, each on a stack of its own: single messages from SendSms to sent, without receipts, as many as get through. The
-price is one less the rate of the whole tree over that of the copy, round by round. Nothing of a copy is for use: what
-dies in it is lost or sent twice. The inbox of receipts cannot be left out so, for it is the only place where they are.
+price is one less the rate of the whole tree over that of the copy, round by round; and, of the processor time that a
+message takes in all processes but the carrier's, one less the copy's over the whole tree's, which a machine that does
+other things meanwhile disturbs less. Nothing of a copy is for use: what dies in it is lost or sent twice. The inbox of
+receipts cannot be left out so, for it is the only place where they are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from rich.table import Table
 from bench.harness import console, fill, stack, write
 from bench.load import Target
 from bench.sustained import BRANDS, Load, singles
-from bench.watch import watching
+from bench.watch import SIMULATOR, Watch, watching
 from scripts.mutations import Edit, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,9 +69,12 @@ VARIANTS: Mapping[str, tuple[Edit, ...]] = {
     "without both": _NO_MARK + _NO_OUTBOX,
 }
 
+Figures = dict[str, list[float]]
+Saved = list[float]
 
-async def once(seconds: float) -> float:
-    """Messages a second from SendSms to sent, with what this tree does for each."""
+
+async def once(seconds: float) -> tuple[float, float]:
+    """Messages a second from SendSms to sent with what this tree does for each, and processor milliseconds of one."""
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
         async with stack(Path(folder)) as running, watching(running) as watch:
             await fill(running, range(1, BRANDS + 1))
@@ -77,24 +82,33 @@ async def once(seconds: float) -> float:
             for span in (WARM_SECONDS, seconds):
                 load = Load(watch, Target(running.file.gateway_target, running.file.token), "sent")
                 await load.begin()
-                started = time.perf_counter()
+                busy, started = await _busy_seconds(watch), time.perf_counter()
                 await singles(load, span)
                 await load.ended(END_SECONDS)
-            return load.accepted / (time.perf_counter() - started)
+            took = time.perf_counter() - started
+            return load.accepted / took, 1_000 * (await _busy_seconds(watch) - busy) / load.accepted
 
 
-def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
-    """The rate of each variant in each round, in turn."""
-    rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+async def _busy_seconds(watch: Watch) -> float:
+    """Processor seconds of all processes but the carrier's."""
+    return sum(each.seconds for name, each in (await watch.processes()).items() if name != SIMULATOR)
+
+
+def measure(rounds: int, seconds: float) -> tuple[Figures, Figures]:
+    """Of each variant in each round, in turn: messages a second, and processor milliseconds of one."""
+    rates: Figures = {name: [] for name in VARIANTS}
+    costs: Figures = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="smsbill-price-") as folder:
         trees = {name: _tree(Path(folder) / name.replace(" ", "-"), edits) for name, edits in VARIANTS.items()}
         for number in range(rounds):
             # Whoever is first in one round is last in the next: a machine that slows down is slow for all.
             names = list(VARIANTS) if number % 2 == 0 else list(VARIANTS)[::-1]
             for name in names:
-                rates[name].append(_rate(trees[name], seconds))
-                console.print(f"{name}: {rates[name][-1]:,.0f}/s", highlight=False)
-    return rates
+                rate, cost = _once(trees[name], seconds)
+                rates[name].append(rate)
+                costs[name].append(cost)
+                console.print(f"{name}: {rate:,.0f}/s, {cost:.2f} ms", highlight=False)
+    return rates, costs
 
 
 def _tree(tree: Path, edits: Sequence[Edit]) -> Path:
@@ -103,7 +117,7 @@ def _tree(tree: Path, edits: Sequence[Edit]) -> Path:
     return tree
 
 
-def _rate(tree: Path, seconds: float) -> float:
+def _once(tree: Path, seconds: float) -> tuple[float, float]:
     done = subprocess.run(
         [sys.executable, "-m", "bench.price", "--once", "--seconds", str(seconds)],
         cwd=tree,
@@ -113,27 +127,40 @@ def _rate(tree: Path, seconds: float) -> float:
         timeout=seconds + END_SECONDS + SPARE_SECONDS,
         check=True,
     )
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    rate, cost = json.loads(done.stdout.splitlines()[-1])
+    return float(rate), float(cost)
 
 
-def prices(rates: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """What each variant saves, as a share of its own rate, round by round."""
+def saved(rates: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Saved]]:
+    """What each variant saves, round by round: as a share of its own rate, and of the whole tree's processor time."""
     return {
-        name: [1 - whole / rate for whole, rate in zip(rates[WHOLE], some, strict=True)]
-        for name, some in rates.items()
+        name: {
+            "rate": [1 - whole / rate for whole, rate in zip(rates[WHOLE], rates[name], strict=True)],
+            "time": [1 - cost / whole for whole, cost in zip(costs[WHOLE], costs[name], strict=True)],
+        }
+        for name in rates
         if name != WHOLE
     }
 
 
-def show(rates: Mapping[str, Sequence[float]]) -> None:
-    """The figures as a table."""
-    table = Table("variant", "median, /s", "least", "greatest", "price, median", "least", "greatest")
-    found = prices(rates)
-    for name, some in rates.items():
+def show(rates: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[float]]) -> None:
+    """The figures as a table: medians with the least and the greatest."""
+    table = Table("variant", "messages/s", "price of rate", "processor ms each", "price of time")
+    found = saved(rates, costs)
+    for name in rates:
         price = found.get(name)
-        told = [f"{each(price):.2f}" for each in (statistics.median, min, max)] if price else ["", "", ""]
-        table.add_row(name, *(f"{each(some):,.0f}" for each in (statistics.median, min, max)), *told)
+        table.add_row(
+            name,
+            _told(rates[name], ",.0f"),
+            _told(price["rate"], ".2f") if price else "",
+            _told(costs[name], ".2f"),
+            _told(price["time"], ".2f") if price else "",
+        )
     console.print(table)
+
+
+def _told(some: Sequence[float], form: str) -> str:
+    return f"{statistics.median(some):{form}} ({min(some):{form}} to {max(some):{form}})"
 
 
 def main() -> int:
@@ -143,12 +170,11 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="this tree alone, its rate on standard output")
     options = parser.parse_args()
     if options.once:
-        rate = uvloop.run(once(options.seconds))
-        sys.stdout.write(f"\n{json.dumps(rate)}\n")
+        sys.stdout.write(f"\n{json.dumps(uvloop.run(once(options.seconds)))}\n")
         return 0
-    rates = measure(options.rounds, options.seconds)
-    show(rates)
-    write("price", {"seconds": options.seconds, "rates": rates, "prices": prices(rates)})
+    rates, costs = measure(options.rounds, options.seconds)
+    show(rates, costs)
+    write("price", {"seconds": options.seconds, "rates": rates, "milliseconds": costs, "prices": saved(rates, costs)})
     return 0
 
 

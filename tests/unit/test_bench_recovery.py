@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.price import VARIANTS, WHOLE, prices
+import pytest
+
+from bench.price import VARIANTS, WHOLE, saved
 from bench.recovery import recovery
 from scripts.mutations import Mutation
 
@@ -41,8 +43,10 @@ def test_a_rate_that_never_comes_back_has_no_time() -> None:
     assert (found["back_seconds"], found["whole_seconds"]) == (None, None)
 
 
-def test_prices_are_shares_of_the_rate_without() -> None:
-    """Round by round, and the copies can be made of the code as it is."""
-    found = prices({WHOLE: [90, 80], "without mark": [100, 100]})
-    assert [round(each, 3) for each in found["without mark"]] == [0.1, 0.2]
+def test_prices_are_shares_of_the_rate_without_and_of_the_time_with() -> None:
+    """Aim: a price of rate is told of the copy's rate, a price of time of the whole tree's time, round by round, and
+    the copies can be made of the code as it is.
+    """
+    found = saved({WHOLE: [90, 80], "without mark": [100, 100]}, {WHOLE: [4, 5], "without mark": [3, 5]})
+    assert found == {"without mark": {"rate": pytest.approx([0.1, 0.2]), "time": pytest.approx([0.25, 0])}}
     assert [problem for name, edits in VARIANTS.items() for problem in Mutation(name, "", edits).problems(ROOT)] == []
