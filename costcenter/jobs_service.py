@@ -149,8 +149,10 @@ class CostCenterJobsService(rpc.CostCenterJobsServicer):
         offset = self._settings.clock_offset_seconds
         async with self._database.connection() as connection:
             cancelled = await store.cancel_unpaid_orders(connection, offset, limit)
+        reach("costcenter.cleanup.cancelled")
         async with self._database.connection() as connection:
             deleted = await store.delete_old_keys(connection, offset, self._settings.idempotency_key_days, limit)
+        reach("costcenter.cleanup.deleted")
         return pb.CleanUpResponse(orders_cancelled=cancelled, keys_deleted=deleted)
 
 

@@ -65,6 +65,8 @@ POINTS: Mapping[str, CrashPoint] = {
     "costcenter.due.committed": CrashPoint("ended packages are booked in one set", "the worker that asked is told"),
     "costcenter.release.found": CrashPoint("releases that are due are read", "they are applied"),
     "costcenter.release.applied": CrashPoint("the releases are applied", "the worker that asked is told"),
+    "costcenter.cleanup.cancelled": CrashPoint("orders that nobody paid are cancelled", "old keys are deleted"),
+    "costcenter.cleanup.deleted": CrashPoint("old idempotency keys are deleted", "the worker that asked is told"),
     # A message or a chunk on its way to the carrier.
     "worker.dispatch.read": CrashPoint("an entry is read from its queue", "its dispatch is claimed"),
     "worker.dispatch.claimed": CrashPoint("the dispatch is claimed", "it is paid for"),
@@ -91,6 +93,11 @@ POINTS: Mapping[str, CrashPoint] = {
     "worker.receipt.settled": CrashPoint("messages are final, the inbox is rid of the receipts", "Redis is told"),
     "worker.receipt.acknowledged": CrashPoint("the receipts are acknowledged in Redis", "anything else"),
     "worker.receipt.put_off": CrashPoint("a receipt that fits nothing yet is put off in the inbox", "Redis is told"),
+    # Receipts that a worker pulls. The carrier forgets what it gives: killed before it is stored, it is never had.
+    "worker.pull.turned": CrashPoint("it is this worker's turn to pull an account", "the carrier is asked"),
+    "worker.pull.answered": CrashPoint("the carrier has given receipts and forgotten them", "they are in the inbox"),
+    "worker.pull.stored": CrashPoint("pulled receipts are in the inbox", "the worker knows that they are"),
+    "worker.pull.emptied": CrashPoint("it is recorded that the carrier has no more", "anything else"),
     # Releases.
     "worker.release.applied": CrashPoint("the cost centre has applied releases", "the worker has noticed"),
     # Sweepers.

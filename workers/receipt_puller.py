@@ -13,6 +13,7 @@ from datetime import datetime
 
 import structlog
 
+from infra.crash_points import reach
 from infra.database import Database
 from smsgateway.carriers.base import Carrier, CarrierError, CarrierReceipt, PulledReceipts, loggable
 from smsgateway.receipts_intake import ReceiptIntake
@@ -71,6 +72,7 @@ class ReceiptPuller:
         if started_at is None:
             self._in_a_row = 0
             return False
+        reach("worker.pull.turned")
         pulled = await self._pull()
         if pulled is None:
             self._in_a_row = 0
@@ -79,6 +81,7 @@ class ReceiptPuller:
         if not pulled.more:
             async with self._database.statement() as connection:
                 await store.set_emptied(connection, self._account, self._worker, started_at)
+            reach("worker.pull.emptied")
         self._in_a_row += 1
         if pulled.more and self._in_a_row < self._pulls_max:
             return True
@@ -139,8 +142,10 @@ class ReceiptPuller:
     async def _store(self) -> None:
         if not self._unstored:
             return
+        reach("worker.pull.answered")
         # Should the answer to storing be lost, they are stored twice, and the second counts as repeated.
         await asyncio.gather(*(self._intake.take(receipt) for receipt in self._unstored))
+        reach("worker.pull.stored")
         PULLED.labels(self._account, "stored").inc(len(self._unstored))
         log.info("receipts pulled", account=self._account, receipts=len(self._unstored))
         self._unstored = ()

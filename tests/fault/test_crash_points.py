@@ -221,6 +221,45 @@ async def a_queue_that_redis_forgot(world: World) -> None:
     await world.settled()
 
 
+PULLING: dict[str, Any] = {"receipt_pull_seconds": 0.1}
+
+
+async def end_turns(world: World) -> None:
+    """As if the time of a dead worker's turn to pull were over."""
+    await world.stack.rows("update receipt_pull set until = started_at")
+
+
+@way("worker.pull.turned", "worker.pull.stored", "worker.pull.emptied")
+async def receipts_pulled(world: World) -> None:
+    """Receipts that the carrier could not push."""
+    world.behave(push_loss=1)
+    await send(world, world.stack, world.numbers(1, DELIVERED))
+    for point in ("worker.pull.turned", "worker.pull.stored", "worker.pull.emptied"):
+        await world.dies("worker", point, **PULLING)
+        await end_turns(world)
+    await world.settled(**PULLING)
+
+
+@way("worker.pull.answered")
+async def receipts_pulled_and_gone(world: World) -> None:
+    """Forgotten by the carrier and not in the inbox: nobody has them, so the messages expire and stay charged."""
+    world.behave(push_loss=1)
+    message_id = await send(world, world.stack, world.numbers(1, EXPIRED))
+    # One that pulls before there is anything to pull, and not again.
+    worker = world.start("worker")
+
+    async def sent() -> bool:
+        return await world.stack.state(message_id) == MessageState.SENT
+
+    await eventually(sent, SECONDS)
+    await worker.kill()
+    await world.end_leases()
+    await end_turns(world)
+    await world.dies("worker", "worker.pull.answered", **PULLING)
+    await end_turns(world)
+    await world.settled(**PULLING, **SOON)
+
+
 @way("worker.release.applied")
 async def a_release(world: World) -> None:
     """What a cancelled batch gives back."""
@@ -501,6 +540,17 @@ async def packages_due(world: World) -> None:
         await worker.kill()
     await send(world, world.stack, world.numbers(1, DELIVERED))
     await world.settled()
+
+
+@way("costcenter.cleanup.cancelled", "costcenter.cleanup.deleted")
+async def a_clean_up(world: World) -> None:
+    """The worker that asked for it asks again; no message is touched."""
+    await send(world, world.stack, world.numbers(1, DELIVERED))
+    async with service(world, "costcenter", "costcenter.cleanup.cancelled") as costcenter:
+        worker = world.start("worker", costcenter_target=costcenter.target, cleanup_seconds=0.2)
+        await costcenter.dies_at("costcenter.cleanup.cancelled", "costcenter.cleanup.deleted")
+        await world.judge()
+        await worker.kill()
 
 
 CASES = [
