@@ -75,6 +75,13 @@ class MessageState(enum.IntEnum):
     CANCELLED = 11
 
 
+class SuppressionKind(enum.IntEnum):
+    """What a suppression keeps from a number; the numbers of `smsgateway.v1.SuppressionKind`."""
+
+    OPT_OUT = 1  # marketing
+    BLACK_LIST = 2  # everything
+
+
 class OutboxKind(enum.IntEnum):
     """What the gateway owes the cost centre; the payload is the serialized request."""
 
@@ -274,4 +281,19 @@ outbox = Table(
     Index("outbox_next_at", "next_at", postgresql_where=text("next_at is not null")),
     Index("outbox_parked", "created_at", postgresql_where=text("next_at is null")),
     postgresql_with={"fillfactor": "80"},
+)
+
+# Numbers that a brand must not send to; brand 0: no brand may.
+suppression = Table(
+    "suppression",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("mobile", Text(collation="C"), nullable=False),  # E.164
+    Column("kind", SmallInteger, nullable=False),  # SuppressionKind
+    Column("source", Text(collation="C"), nullable=False),  # who put it there: reply, admin, …
+    Column("reason", Text, nullable=False),
+    _moment("created_at"),
+    PrimaryKeyConstraint("brand_id", "mobile", "kind"),
+    CheckConstraint("brand_id >= 0", name="suppression_brand"),
+    CheckConstraint("kind between 1 and 2", name="suppression_kind_known"),
 )
