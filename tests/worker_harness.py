@@ -26,7 +26,16 @@ from protos.costcenter.v1 import (
 )
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsbill.carrier_simulator import CarrierSimulator, SimulatorConfig, SimulatorSettings
-from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, CarrierLimits, PulledReceipts, SingleCall, Verdict
+from smsgateway.carriers.base import (
+    BatchCall,
+    CallOutcome,
+    Carrier,
+    CarrierLimits,
+    PulledReceipts,
+    PulledReplies,
+    SingleCall,
+    Verdict,
+)
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.process import GatewayProcess
 from smsgateway.queues import Queues, open_redis
@@ -105,6 +114,9 @@ class ScriptedCarrier:
         raise NotImplementedError
 
     async def pull_receipts(self, count: int) -> PulledReceipts:
+        raise NotImplementedError
+
+    async def pull_replies(self, count: int) -> PulledReplies:
         raise NotImplementedError
 
     async def aclose(self) -> None:

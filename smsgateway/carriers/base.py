@@ -7,6 +7,7 @@ it was refused, and held when nobody knows. So a call never raises for what a ca
 A carrier's own spellings (numbers, times, codes) end at its adapter: numbers are E.164 on this side, times are aware.
 """
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,13 @@ from smsgateway.mobile import mask_mobile
 
 CALL_ID: Final = re.compile(r"[!-~]{1,64}")
 """A call id: printable ASCII without spaces, so that it survives JSON, queries and the carrier's database."""
+
+REPLY_ID: Final = re.compile(r"[!-~]{1,64}")
+"""What replies are known by: printable ASCII without spaces."""
+TIMELESS: Final = "~"
+"""What the id of a reply begins with that could be that of the same words at another time."""
+REPLY_CHARACTERS_MAX: Final = 2_000
+"""Characters of a reply that are kept: some thirty parts, more than any phone sends."""
 
 _NUMBER_LIKE: Final = re.compile(r"\+?[0-9]{7,}")
 _DETAIL_CHARACTERS_MAX: Final = 200
@@ -166,6 +174,48 @@ class PulledReceipts:
 
 
 @dataclass(frozen=True, slots=True)
+class CarrierReply:
+    """A message that a person sent back (上行, MO).
+
+    Attributes:
+        account_id: our name of the carrier account that it came over.
+        reply_id: what tells it from other replies of the account, as `REPLY_ID`: the carrier's id, or `reply_digest`
+            of what it brought where it has none. The same reply that comes again has the same.
+        mobile: who sent it, in E.164.
+        destination: the number that it was sent to, extension code included, as the carrier tells it; may be empty.
+        text: what was written, free of control characters but line ends, at most `REPLY_CHARACTERS_MAX`; may be empty.
+        received_at: when the carrier took it, in UTC; our own time when the carrier tells none.
+        part: of a text of several parts that come one by one, which this is, such as ``2/3``; empty when it is whole.
+    """
+
+    account_id: str
+    reply_id: str
+    mobile: str
+    destination: str
+    text: str
+    received_at: datetime
+    part: str = ""
+
+    def __post_init__(self) -> None:
+        assert REPLY_ID.fullmatch(self.reply_id), "reply_id breaks its rule"
+
+
+@dataclass(frozen=True, slots=True)
+class PulledReplies:
+    """What one pull of replies brought. The carrier has forgotten it, as with `PulledReceipts`.
+
+    Attributes:
+        replies: those that could be read.
+        malformed: why each of the others could not.
+        more: whether the carrier may have more at this moment.
+    """
+
+    replies: tuple[CarrierReply, ...]
+    malformed: tuple["MalformedReceipt", ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CarrierLimits:
     """What one call may hold and how long it may take.
 
@@ -174,12 +224,14 @@ class CarrierLimits:
         max_batch: numbers in a batch.
         call_timeout_s: seconds after which every call has returned, whatever the carrier does.
         max_pull: receipts that one pull may ask for; 0: this carrier has none to pull.
+        max_pull_replies: the same for replies.
     """
 
     max_text_characters: int
     max_batch: int
     call_timeout_s: float
     max_pull: int = 0
+    max_pull_replies: int = 0
 
 
 class CarrierError(Exception):
@@ -253,6 +305,16 @@ class Carrier(Protocol):
             CarrierError: with a `code` or a refusal nothing was taken; without an answer, what it held may be gone.
         """
 
+    async def pull_replies(self, count: int) -> PulledReplies:
+        """Take replies that wait at the carrier. It deletes what it gives: store them before asking again.
+
+        Args:
+            count: replies wanted at most, from 1 to `CarrierLimits.max_pull_replies`; never called where that is 0.
+
+        Raises:
+            CarrierError: as `pull_receipts`.
+        """
+
     async def aclose(self) -> None:
         """Close the connections. Calls still under way end as UNKNOWN or RETRY."""
 
@@ -287,6 +349,29 @@ def printable(text: str, characters_max: int = _DETAIL_CHARACTERS_MAX) -> str:
     """
     cut = text[:characters_max].encode("utf-8", "replace").decode("utf-8")
     return "".join(character if character.isprintable() else " " for character in cut).strip()
+
+
+def reply_text(text: str) -> str:
+    """A reply's text made storable: no control characters but line ends, no lone surrogates, at most
+    `REPLY_CHARACTERS_MAX` characters.
+    """
+    cut = text[:REPLY_CHARACTERS_MAX].encode("utf-8", "replace").decode("utf-8")
+    return "".join(each if each == "\n" or each.isprintable() else " " for each in cut).strip()
+
+
+def reply_digest(*parts: str, timeless: bool = False) -> str:
+    """An id for a reply that the carrier gave none: of all that it brought.
+
+    Two of the same words by the same number in the same minute are one then, where the carrier tells minutes alone.
+
+    Args:
+        parts: what it brought, in an order that stays.
+        timeless: no time is among the parts; then the id begins with `TIMELESS` and tells replies apart for some
+            minutes only (`smsgateway.store.replies`).
+    """
+    lengths = "".join(f"{len(part)}:{part}" for part in parts)
+    digest = hashlib.sha256(lengths.encode("utf-8", "replace")).hexdigest()[:40]
+    return TIMELESS + digest if timeless else digest
 
 
 def loggable(text: str) -> str:

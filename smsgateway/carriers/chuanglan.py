@@ -30,14 +30,18 @@ from smsgateway.carriers.base import (
     CarrierError,
     CarrierLimits,
     CarrierReceipt,
+    CarrierReply,
     MalformedReceipt,
     PulledReceipts,
+    PulledReplies,
     ReceiptNotAuthentic,
     ReceiptState,
     SingleCall,
     Verdict,
     loggable,
     printable,
+    reply_digest,
+    reply_text,
 )
 from smsgateway.carriers.http_calls import (
     ANSWER_BYTES_MAX,
@@ -100,6 +104,7 @@ CHINA_TIME: Final = timezone(timedelta(hours=8), "Asia/Shanghai")
 _SUBMIT_PATHS: Final = ("/msg/send/json", "/msg/v1/send/json")
 _BALANCE_PATH: Final = "/msg/balance/json"
 _PULL_PATH: Final = "/msg/pull/report"
+_PULL_REPLIES_PATH: Final = "/msg/pull/mo"
 PULL_COUNT_MAX: Final = 100
 """Receipts that one pull may ask for."""
 # What the vendor gives to who names no count. Fewer than this, and fewer than asked for, means that no more waited.
@@ -112,6 +117,9 @@ _MESSAGE_ID: Final = re.compile(r"[!-~]{1,64}")
 _STATUS: Final = re.compile(r"[!-~]{1,32}")
 _TIME: Final = re.compile(r"[0-9]{10}|[0-9]{12}")
 _LENGTH: Final = re.compile(r"[0-9]{1,3}")
+_REPLY_TEXTS: Final = ("msg", "messageContent", "content")
+_PART: Final = re.compile(r"([0-9]{1,9}),([0-9]{1,3}),([0-9]{1,3})", re.ASCII)
+_DESTINATION_CHARACTERS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,7 @@ class ChuanglanCarrier:
             max_batch=config.batch_numbers_max,
             call_timeout_s=config.total_timeout_s,
             max_pull=PULL_COUNT_MAX,
+            max_pull_replies=PULL_COUNT_MAX,
         )
 
     @property
@@ -279,24 +288,7 @@ class ChuanglanCarrier:
         Raises:
             CarrierError: no answer, a refusal (``ret`` is not 0), or an answer that is none.
         """
-        assert 1 <= count <= PULL_COUNT_MAX, "count breaks its rule"
-        config = self._config
-        body = orjson.dumps({"account": config.account, "password": config.password, "count": str(count)})
-        try:
-            answer = await self._post(_PULL_PATH, body, _PULLED_BYTES_MAX)
-        except Exception as error:
-            raise CarrierError(f"receipts: {describe(error)}") from error
-        if answer.fields is None:
-            raise CarrierError(f"receipts: HTTP status {answer.status}, no JSON object")
-        ret = _normalize_code(answer.fields.get("ret"))
-        if ret != "0":
-            told = answer.fields.get("error")
-            words = loggable(told) if isinstance(told, str) else ""
-            raise CarrierError(f"receipts: HTTP status {answer.status} {words}".strip(), ret or "")
-        # Rows count even beside a failing status: they are deleted over there.
-        rows = answer.fields.get("result") or []
-        if not isinstance(rows, list):
-            raise CarrierError("receipts: the result is no list", ret)
+        rows, more = await self._pull(_PULL_PATH, "receipts", count)
         receipts: list[CarrierReceipt] = []
         malformed: list[MalformedReceipt] = []
         for row in rows:
@@ -304,8 +296,56 @@ class ChuanglanCarrier:
                 receipts.append(self._receipt(_pushed_fields(row)))
             except MalformedReceipt as error:
                 malformed.append(error)
-        more = len(rows) >= min(count, _PULL_COUNT_DEFAULT)
         return PulledReceipts(tuple(receipts), tuple(malformed), more)
+
+    async def pull_replies(self, count: int) -> PulledReplies:
+        """Take at most `count` replies that wait at Chuanglan; see `Carrier.pull_replies`.
+
+        The fields of a row differ by the version of the account: see `reply_of`. One row that is garbled costs no
+        other. Raises as `pull_receipts`.
+        """
+        rows, more = await self._pull(_PULL_REPLIES_PATH, "replies", count)
+        replies: list[CarrierReply] = []
+        malformed: list[MalformedReceipt] = []
+        for row in rows:
+            try:
+                replies.append(reply_of(_plain_fields(row), self.account_id))
+            except MalformedReceipt as error:
+                malformed.append(error)
+        return PulledReplies(tuple(replies), tuple(malformed), more)
+
+    def parse_pushed_reply(self, params: Mapping[str, str]) -> CarrierReply:
+        """Read a pushed reply (GET or form): ``receiver, pswd`` as with receipts, the rest as in `reply_of`.
+
+        Raises:
+            ReceiptNotAuthentic: receiver or pswd are not those of the account.
+            MalformedReceipt: the number or the text is missing or garbled.
+        """
+        self._authenticate(params)
+        return reply_of(params, self.account_id)
+
+    async def _pull(self, path: str, what: str, count: int) -> tuple[list[Any], bool]:
+        """The rows of a pull, and whether more may wait. Raises `CarrierError`."""
+        assert 1 <= count <= PULL_COUNT_MAX, "count breaks its rule"
+        config = self._config
+        body = orjson.dumps({"account": config.account, "password": config.password, "count": str(count)})
+        try:
+            answer = await self._post(path, body, _PULLED_BYTES_MAX)
+        except Exception as error:
+            raise CarrierError(f"{what}: {describe(error)}") from error
+        if answer.fields is None:
+            raise CarrierError(f"{what}: HTTP status {answer.status}, no JSON object")
+        # The newer version calls it code, as its other answers do.
+        ret = _normalize_code(answer.fields.get("ret", answer.fields.get("code")))
+        if ret != "0":
+            told = answer.fields.get("error")
+            words = loggable(told) if isinstance(told, str) else ""
+            raise CarrierError(f"{what}: HTTP status {answer.status} {words}".strip(), ret or "")
+        # Rows count even beside a failing status: they are deleted over there.
+        rows = answer.fields.get("result") or []
+        if not isinstance(rows, list):
+            raise CarrierError(f"{what}: the result is no list", ret)
+        return rows, len(rows) >= min(count, _PULL_COUNT_DEFAULT)
 
     def _receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
         message_id = _matching(params, "msgid", _MESSAGE_ID, "must be 1 to 64 printable ASCII characters")
@@ -455,15 +495,70 @@ def _normalize_code(value: object) -> str | None:
     return None
 
 
+def reply_of(fields: Mapping[str, str], account_id: str) -> CarrierReply:
+    """A reply from a pulled row or a push.
+
+    Args:
+        fields: ``mobile``; ``msg`` or ``messageContent``; ``moTime``; ``destcode`` (also written destCode), or
+            ``spCode`` with ``extend``. A part of a longer text has ``isems=1`` and ``emshead`` with reference, parts
+            and number. Names differ by the version of the account; a time that is none is replaced by ours.
+        account_id: our name of the account.
+
+    Raises:
+        MalformedReceipt: without a number, or without any field of a text.
+    """
+    try:
+        mobile = normalize_mobile(fields.get("mobile", ""))
+    except InvalidMobile as error:
+        raise MalformedReceipt("mobile", f"must be a mobile number: {error.rule}") from None
+    text = next((fields[name] for name in _REPLY_TEXTS if name in fields), None)
+    if text is None:
+        raise MalformedReceipt("msg", "is missing")
+    destination = next(filter(None, (fields.get(name, "").strip() for name in ("destcode", "destCode"))), "")
+    if not destination:
+        destination = next(filter(None, (fields.get(name, "").strip() for name in ("spCode", "spcode"))), "")
+        extension = fields.get("extend", "").strip()
+        destination += "" if destination.endswith(extension) else extension
+    told = fields.get("moTime", "").strip()
+    head = _PART.fullmatch(fields.get("emshead", "").strip()) if fields.get("isems", "").strip() == "1" else None
+    return CarrierReply(
+        account_id=account_id,
+        reply_id=reply_digest(mobile, destination, told, head[0] if head else "", text, timeless=not told),
+        mobile=mobile,
+        destination=printable(destination, _DESTINATION_CHARACTERS_MAX),
+        text=reply_text(text),
+        received_at=_reply_time(told) or datetime.now(UTC),
+        part=f"{int(head[3])}/{int(head[2])}" if head else "",
+    )
+
+
+def _reply_time(told: str) -> datetime | None:
+    """``yyMMddHHmm``, with seconds, with four digits of the year, with separators, or milliseconds since 1970."""
+    digits = re.sub(r"[-/: T]", "", told)
+    if not digits.isascii() or not digits.isdecimal():
+        return None
+    try:
+        if len(digits) == 13:
+            return datetime.fromtimestamp(int(digits) / 1_000, UTC)
+        return _from_china(digits[2:] if len(digits) == 14 else digits) if len(digits) in (10, 12, 14) else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def _pushed_fields(row: object) -> dict[str, str]:
-    """A pulled row under the names of a pushed receipt; numbers as texts, what is neither as absent."""
-    if not isinstance(row, dict):
-        raise MalformedReceipt("result", "must hold objects")
-    fields = {
-        name: str(value) for name, value in row.items() if isinstance(value, (str, int)) and not isinstance(value, bool)
-    }
+    """A pulled row under the names of a pushed receipt; see `_plain_fields`."""
+    fields = _plain_fields(row)
     fields["msgid"] = fields.pop("msgId", "")
     return fields
+
+
+def _plain_fields(row: object) -> dict[str, str]:
+    """A pulled row with numbers as texts, what is neither as absent."""
+    if not isinstance(row, dict):
+        raise MalformedReceipt("result", "must hold objects")
+    return {
+        name: str(value) for name, value in row.items() if isinstance(value, (str, int)) and not isinstance(value, bool)
+    }
 
 
 def _matching(

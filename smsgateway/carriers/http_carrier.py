@@ -31,6 +31,7 @@ from smsgateway.carriers.base import (
     CarrierReceipt,
     MalformedReceipt,
     PulledReceipts,
+    PulledReplies,
     ReceiptNotAuthentic,
     ReceiptState,
     SingleCall,
@@ -217,6 +218,10 @@ class HttpCarrier:
     async def pull_receipts(self, count: int) -> PulledReceipts:
         """Never called: `CarrierLimits.max_pull` is 0."""
         raise CarrierError(f"receipts: {count} wanted, none can be pulled")
+
+    async def pull_replies(self, count: int) -> PulledReplies:
+        """Never called: `CarrierLimits.max_pull_replies` is 0."""
+        raise CarrierError(f"replies: {count} wanted, none can be pulled")
 
     async def aclose(self) -> None:
         """Close the connections; later calls end as RETRY without being sent."""

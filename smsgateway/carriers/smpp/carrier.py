@@ -31,6 +31,7 @@ from smsgateway.carriers.base import (
     CarrierLimits,
     CarrierReceipt,
     PulledReceipts,
+    PulledReplies,
     SingleCall,
     Verdict,
     printable,
@@ -272,6 +273,10 @@ class SmppCarrier:
     async def pull_receipts(self, count: int) -> PulledReceipts:
         """Raises `CarrierError`: receipts come by themselves, see `receive`."""
         raise CarrierError("receipts: SMPP has none to pull")
+
+    async def pull_replies(self, count: int) -> PulledReplies:
+        """Raises `CarrierError`: SMPP has none to pull."""
+        raise CarrierError("replies: SMPP has none to pull")
 
     async def receive(self, take: Take) -> None:
         """Hand on receipts until cancelled; see `ReceivingCarrier.receive`. A deliver_sm is answered when its receipt
