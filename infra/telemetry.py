@@ -10,11 +10,11 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
 
 # Eight to fifteen digits in a row are what E.164 allows; identifiers of ours mix letters in and are left alone.
 _NUMBER = re.compile(r"(?<![0-9A-Za-z])(\+?\d{3})\d{4,10}(\d{2})(?![0-9A-Za-z])")
@@ -24,12 +24,37 @@ REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 GCCollector(registry=REGISTRY)
+LOST_LINES = Counter(
+    "smsbill_log_lines_lost", "Log lines that could not be written, as when the disk is full", registry=REGISTRY
+)
+
+
+class _Lines:
+    """Where log lines go, which may be a file on a full disk: a line that cannot be written must not end what it is
+    about. Has of a file what structlog asks for.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except OSError:
+            LOST_LINES.inc()
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            LOST_LINES.inc()
 
 
 def configure_logging(process: str, *, level: str, log_format: str) -> None:
     """Send structured logs to standard error, as JSON or, for a person, as text."""
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if as_text else _as_json
+    lines: Any = _Lines(sys.stderr)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -40,7 +65,7 @@ def configure_logging(process: str, *, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
