@@ -79,6 +79,7 @@ POINTS: Mapping[str, CrashPoint] = {
     "worker.dispatch.taken_back": CrashPoint("what was refused for now is claimed again", "it is submitted again"),
     "worker.dispatch.put_back": CrashPoint("what has to wait is recorded as queued later", "Redis is told"),
     "worker.dispatch.unknown": CrashPoint("the outcome of a call is recorded as unknown", "Redis is told"),
+    "worker.dispatch.parts": CrashPoint("the parts that the carrier took are recorded", "the whole's outcome is"),
     "worker.dispatch.halved": CrashPoint("a chunk is replaced by its two halves", "the halves are claimed"),
     "worker.dispatch.refrozen": CrashPoint("the cost centre has frozen once more", "the new freeze is recorded"),
     "worker.dispatch.reordered": CrashPoint("the new freeze is recorded", "it is paid from"),
@@ -89,6 +90,7 @@ POINTS: Mapping[str, CrashPoint] = {
     # Receipts on their way to their messages.
     "worker.receipt.read": CrashPoint("receipts are read from a stream", "they are settled"),
     "worker.receipt.decided": CrashPoint("a receipt has decided what became of a call", "it is reported"),
+    "worker.receipt.parts": CrashPoint("parts of messages are recorded as delivered", "it is reported"),
     "worker.receipt.reported": CrashPoint("the cost centre was told of receipts", "their messages are final"),
     "worker.receipt.settled": CrashPoint("messages are final, the inbox is rid of the receipts", "Redis is told"),
     "worker.receipt.acknowledged": CrashPoint("the receipts are acknowledged in Redis", "anything else"),

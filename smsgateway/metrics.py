@@ -54,6 +54,12 @@ SMPP_ODD = Counter(
     ["account", "what"],
     registry=REGISTRY,
 )
+SMPP_PARTS_IN_VAIN = Counter(
+    "smsbill_smpp_parts_in_vain",
+    "Parts that an SMPP carrier took, and bills, of messages that did not go as a whole and are refunded",
+    ["account"],
+    registry=REGISTRY,
+)
 QUEUE_FAILURES = Counter(
     "smsbill_queue_failures",
     "Pushes that Redis did not take; a sweeper queues what they held",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -130,13 +131,16 @@ message = Table(
     _identifier("payment_no", nullable=True),
     Column("account", Text, nullable=True),
     Column("call_id", Text, nullable=True),
-    Column("carrier_message_id", Text, nullable=True),
+    Column("carrier_message_id", Text, nullable=True),  # of several parts all, divided by spaces
     Column("result_code", Text, nullable=True),
     Column("result_detail", Text, nullable=True),
     _moment("created_at"),
     _moment("submitted_at", nullable=True),
     _moment("sent_at", nullable=True),
     _moment("finished_at", nullable=True),
+    # Of a message in several parts the carrier's ids of those that no receipt has called delivered yet, empty for one
+    # whose id nobody knows; null: one id for all.
+    Column("parts_open", ARRAY(Text), nullable=True),
     PrimaryKeyConstraint("brand_id", "message_id"),
     CheckConstraint("segments > 0", name="message_segments_positive"),
     CheckConstraint("state between 1 and 11", name="message_state_known"),

@@ -105,6 +105,8 @@ class World:
     package_id: int = 0
     expected: dict[str, Outcome] = field(default_factory=dict)
     processes: list[Command] = field(default_factory=list)
+    # Numbers of messages that another carrier than the simulated one took.
+    elsewhere: list[str] = field(default_factory=list)
 
     async def begin(self) -> None:
         """A new brand, and a carrier that behaves."""
@@ -192,7 +194,8 @@ class World:
 
     def _seen(self) -> dict[str, int]:
         entries = self.stack.simulator.entries(limit=10_000)
-        return dict(Counter(entry["mobile"] for entry in entries if entry["mobile"] in self.expected))
+        seen = [*(entry["mobile"] for entry in entries), *self.elsewhere]
+        return dict(Counter(mobile for mobile in seen if mobile in self.expected))
 
     async def _entries(self) -> int:
         """Entries of all queues and streams of receipts."""

@@ -13,14 +13,16 @@ SECONDS = 10.0
 
 
 class Smsc34:
-    """Accepts every submit_sm under an id of its own, unless `decide` gives a status; then a receipt is sent."""
+    """Accepts every submit_sm under an id of its own, unless `decide` gives a status, or None for no answer; then a
+    receipt is sent.
+    """
 
     def __init__(self) -> None:
         self.host = "127.0.0.1"
         self.port = free_port()
         self.submits: list[smpp34.SubmitSmEvent] = []
         self.receipt_statuses: list[int] = []
-        self.decide: Callable[[smpp34.SubmitSmEvent], int] = lambda event: 0
+        self.decide: Callable[[smpp34.SubmitSmEvent], int | None] = lambda event: 0
         self.state_of: Callable[[smpp34.SubmitSmEvent], str | None] = lambda event: None
         self.receipt_first = False
         self.esmes: asyncio.Queue[smpp34.Esme] = asyncio.Queue()
@@ -42,6 +44,8 @@ class Smsc34:
 
     async def _answer(self, event: smpp34.SubmitSmEvent, message_id: str) -> None:
         status = self.decide(event)
+        if status is None:
+            return
         if status:
             event.reject(status)
             return

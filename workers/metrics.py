@@ -82,7 +82,8 @@ RETRIES = Counter(
 )
 RECEIPTS = Counter(
     "smsbill_receipts_settled",
-    "Receipts by what they did: delivered, undelivered, expired, pending, repeated (the message was final before)",
+    "Receipts by what they did: delivered, undelivered, expired, pending, repeated (the message was final before),"
+    " part (one of a message in several parts: by itself it decides nothing)",
     ["result"],
     registry=REGISTRY,
 )

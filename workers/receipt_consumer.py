@@ -168,6 +168,12 @@ class ReceiptConsumer:
         async with self._database.statement() as connection:
             loaded = await store.load(connection, items)
         matched, put_off = await self._match(loaded)
+        of_parts = [item for item in matched if item.addressee.parts_open is not None]
+        noted: list[_Matched] = []
+        if of_parts:
+            noted = await self._note_parts(of_parts)
+            only_noted = {item.receipt.inbox_id for item in noted}
+            matched = [item for item in matched if item.receipt.inbox_id not in only_noted]
         unsettled = [item for item in matched if _is_undecided(item.addressee)]
         if unsettled:
             await self._settle_dispatches(unsettled)
@@ -181,12 +187,12 @@ class ReceiptConsumer:
                 settled.append(item)
                 REFUNDED.labels("receipt").inc(outcome.refunded)
         changed: list[tuple[int, str, int, int]] = []
-        if settled:
+        if settled or noted:
             reach("worker.receipt.reported")
             finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
             async with self._database.statement() as connection:
                 changed = await store.settle(
-                    connection, [_item(item.receipt) for item in settled], _first_per_message(finals)
+                    connection, [_item(item.receipt) for item in (*settled, *noted)], _first_per_message(finals)
                 )
             reach("worker.receipt.settled")
         if put_off:
@@ -194,6 +200,7 @@ class ReceiptConsumer:
                 await store.put_off(connection, put_off)
             reach("worker.receipt.put_off")
         self._count(settled, changed)
+        RECEIPTS.labels("part").inc(len(noted))
         if put_off:
             log.info("receipts put off", reasons=dict(Counter(item.error for item in put_off)))
         STAGE_SECONDS.labels("receipts").observe(time.perf_counter() - started)
@@ -251,6 +258,18 @@ class ReceiptConsumer:
             for route in _routes(receipt, routes)
         }
         return routes, await store.find_messages(connection, sorted(asked)) if asked else {}
+
+    async def _note_parts(self, items: Sequence[_Matched]) -> list[_Matched]:
+        """Record which parts of messages are delivered. Those receipts that say nothing of a message as a whole: what
+        is recorded here is all that they bring.
+        """
+        delivered = [item for item in items if item.receipt.state == _State.RECEIPT_STATE_DELIVERED]
+        closed: dict[tuple[int, str], list[str]] = {}
+        if delivered:
+            async with self._database.statement() as connection:
+                closed = await store.close_parts(connection, [_part_of(item) for item in delivered])
+            reach("worker.receipt.parts")
+        return [item for item in items if not _decides(item, closed)]
 
     async def _settle_dispatches(self, items: Sequence[_Matched]) -> None:
         """A receipt says that the carrier took the call: record that first."""
@@ -382,6 +401,26 @@ def _is_undecided(addressee: Addressee) -> bool:
     if addressee.dispatch_state == DispatchState.UNKNOWN:
         return True
     return addressee.dispatch_state == DispatchState.SUBMITTING and not addressee.of_batch
+
+
+def _part_of(item: _Matched) -> tuple[int, str, str]:
+    return item.addressee.brand_id, item.addressee.message_id, item.receipt.reference
+
+
+def _decides(item: _Matched, closed: dict[tuple[int, str], list[str]]) -> bool:
+    """Whether the receipt of a part is the message's, too. `closed`: the parts that are open since some were closed.
+
+    All delivered: delivered; one that finally is not: undelivered. A message that was not taken as a whole, or not
+    surely, has its outcome from elsewhere.
+    """
+    receipt, addressee = item.receipt, item.addressee
+    still_open = closed.get((addressee.brand_id, addressee.message_id), addressee.parts_open or [])
+    if addressee.state in (MessageState.QUEUED, MessageState.FAILED) or receipt.state not in _FINAL:
+        return False
+    if receipt.state == _State.RECEIPT_STATE_DELIVERED:
+        return not still_open
+    # Of one part the first final receipt stays.
+    return receipt.reference in still_open
 
 
 def _request(item: _Matched) -> cost_center_pb2.SmsReceiptStatusCallBackRequest:

@@ -459,6 +459,8 @@ class Sender:
         """Record what became of a call; False when it is to be made again."""
         verdict = outcome.verdict
         claimed = progress.claimed
+        if outcome.part_ids and verdict is not Verdict.ACCEPTED:
+            await self._record_parts(claimed, outcome)
         if verdict is Verdict.ACCEPTED:
             await self._accept(progress, call_id, outcome)
         elif verdict is Verdict.UNKNOWN:
@@ -481,9 +483,10 @@ class Sender:
             claimed.dispatch_id,
             call_id,
             progress.payment_no,
-            outcome.carrier_message_id,
+            " ".join(filter(None, outcome.part_ids)) or outcome.carrier_message_id,
             outcome.code,
             min(outcome.failed_count, claimed.messages),
+            outcome.part_ids,
         )
         if item.failed_count:
             log.warning("accepted in part, which part is not told", failed_count=item.failed_count)
@@ -491,6 +494,18 @@ class Sender:
         reach("worker.dispatch.settled")
         if ours:
             RESULTS.labels(self._labels[0], "sent").inc(claimed.messages)
+
+    async def _record_parts(self, claimed: Claimed, outcome: CallOutcome) -> None:
+        """Parts of a message were taken: known before it is recorded that it as a whole was not, or perhaps not."""
+
+        async def record(_again: bool) -> None:
+            async with self._database.connection() as connection:
+                await sending.record_parts(
+                    connection, claimed.brand_id, claimed.dispatch_id, self._carrier.account_id, outcome.part_ids
+                )
+
+        await self._insist("parts", record, patient=True)
+        reach("worker.dispatch.parts")
 
     async def _fail(self, item: Failure, messages: int) -> None:
         ours = await self._insist("fail", lambda _: self._failures.submit(item), patient=True)

@@ -38,7 +38,8 @@ class Verdict(Enum):
     """The carrier took it on and bills it; receipts follow."""
 
     REFUSED = "refused"
-    """The carrier took on nothing, for a reason in the message itself: final for every message of the call."""
+    """The carrier took on nothing, for a reason in the message itself, or only parts of a message whose rest is surely
+    not sent: final for every message of the call."""
 
     RETRY = "retry"
     """Surely not accepted: send again, not sooner than `CallOutcome.retry_after_s`."""
@@ -105,6 +106,9 @@ class CallOutcome:
         failed_count: messages that an accepting answer counts as failed without naming them.
         retry_after_s: with RETRY, seconds to wait at least; None leaves it to the caller's back-off.
         unreachable: with RETRY, whether no connection could be had: the carrier has not even refused.
+        part_ids: of a message that went in several parts, each with receipts of its own, the carrier's ids of all of
+            them, none twice, printable and without spaces; an empty one stands for parts whose id is not known. Not
+            accepted as a whole, those that the carrier took, and the empty one. Empty where one id is for all.
     """
 
     verdict: Verdict
@@ -114,6 +118,7 @@ class CallOutcome:
     failed_count: int = 0
     retry_after_s: float | None = None
     unreachable: bool = False
+    part_ids: tuple[str, ...] = ()
 
 
 class ReceiptState(Enum):

@@ -24,7 +24,7 @@ _MESSAGE_OF_DISPATCH = """
 """
 _ADDRESSEE = """
 m.brand_id, asked.dispatch_id, m.mobile, m.message_id, m.segments, m.state, m.payment_no, m.request_id, d.state,
-d.call_id, d.payment_no, m.batch_id is not null, coalesce(m.account, d.account)
+d.call_id, d.payment_no, m.batch_id is not null, coalesce(m.account, d.account), m.parts_open
 """
 
 _LOAD = f"""
@@ -65,6 +65,23 @@ from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s
      as asked (brand_id, message_id, state, code, detail, reported_at)
 where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state + 0 = {MessageState.SENT:d}
 returning m.brand_id, m.message_id, m.sms_type, m.state
+"""
+
+# Two receipts of one message settled at the same time: the second waits for the first's row and sees what it left.
+_CLOSE_PARTS = """
+update smsgateway.message as m
+set parts_open = array(
+  select part from unnest(m.parts_open) with ordinality as open (part, number)
+  where part <> all(asked.parts)
+  order by number
+)
+from (
+  select brand_id, message_id, array_agg(part) as parts
+  from unnest(%s::bigint[], %s::text[], %s::text[]) as each (brand_id, message_id, part)
+  group by brand_id, message_id
+) as asked
+where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.parts_open is not null
+returning m.brand_id, m.message_id, m.parts_open
 """
 
 _PUT_OFF = """
@@ -129,7 +146,7 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Addressee:
     """The message that a receipt speaks of, and its dispatch as far as there still is one. `account`: the carrier's
-    account that it was submitted to.
+    account that it was submitted to; `parts_open`: see `smsgateway.schema.message`.
     """
 
     brand_id: int
@@ -145,6 +162,7 @@ class Addressee:
     dispatch_payment_no: str | None
     of_batch: bool
     account: str | None
+    parts_open: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +229,21 @@ async def find_messages(
         ),
     )
     return {(row[0], row[1], row[2]): Addressee(*row) for row in await cursor.fetchall()}
+
+
+async def close_parts(
+    connection: Connection, parts: Sequence[tuple[int, str, str]]
+) -> dict[tuple[int, str], list[str]]:
+    """Record parts (brand, message, the carrier's id) as delivered; what is open then, by brand and message."""
+    cursor = await connection.execute(
+        _CLOSE_PARTS,
+        (
+            arrays.integers([part[0] for part in parts]),
+            arrays.texts([part[1] for part in parts]),
+            arrays.texts([part[2] for part in parts]),
+        ),
+    )
+    return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
 
 async def settle(

@@ -86,6 +86,33 @@ from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[]) as asked (account,
 on conflict (account, reference) do nothing
 """
 
+# A part of a message that is not sent as a whole, or not known to be, has its receipts all the same.
+_RECORD_PARTS = f"""
+with known as (
+  select m.brand_id, m.message_id
+  from (values (%(brand)s::bigint, %(dispatch)s::text)) as asked (brand_id, dispatch_id)
+  cross join lateral (
+    select brand_id, message_id, state from smsgateway.message
+    where message.brand_id = asked.brand_id and message.message_id = asked.dispatch_id
+    union all
+    select brand_id, message_id, state from smsgateway.message
+    where message.brand_id = asked.brand_id and message.dispatch_id = asked.dispatch_id and batch_id is not null
+  ) as m
+  where m.state + 0 = {MessageState.QUEUED:d}
+), routed as (
+  insert into smsgateway.route (account, reference, brand_id, dispatch_id, created_at)
+  select %(account)s, part.reference, %(brand)s, %(dispatch)s, now()
+  from unnest(%(parts)s::text[]) as part (reference)
+  where part.reference <> ''
+  order by part.reference
+  on conflict (account, reference) do nothing
+)
+update smsgateway.message as m
+set parts_open = %(parts)s::text[]
+from known
+where m.brand_id = known.brand_id and m.message_id = known.message_id
+"""
+
 # Without an epoch whoever holds the dispatch now is meant: for the answer to a call, which knows its call id.
 _UNMARK = f"""
 update smsgateway.dispatch as d
@@ -118,7 +145,7 @@ returning d.brand_id, d.dispatch_id
 _MESSAGE_SENT = f"""
 set state = {MessageState.SENT:d}, order_no = gone.order_no, payment_no = gone.payment_no, account = gone.account,
     call_id = gone.call_id, carrier_message_id = gone.carrier_message_id, result_code = gone.code,
-    submitted_at = gone.submitting_at, sent_at = now()
+    submitted_at = gone.submitting_at, sent_at = now(), parts_open = string_to_array(gone.parts, ' ')
 from gone
 where m.brand_id = gone.brand_id and m.state + 0 = {MessageState.QUEUED:d}
 """
@@ -127,12 +154,12 @@ where m.brand_id = gone.brand_id and m.state + 0 = {MessageState.QUEUED:d}
 _ACCEPT_WHOLE = f"""
 with gone as (
   delete from smsgateway.dispatch as d
-  using unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
-        as asked (brand_id, dispatch_id, call_id, carrier_message_id, code, outbox_id, payload)
+  using unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+        as asked (brand_id, dispatch_id, call_id, carrier_message_id, parts, code, outbox_id, payload)
   where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
     and d.state + 0 in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = asked.call_id
   returning d.brand_id, d.dispatch_id, d.batch_id, d.order_no, d.payment_no, d.account, d.call_id, d.submitting_at,
-            asked.carrier_message_id, asked.code, asked.outbox_id, asked.payload
+            asked.carrier_message_id, asked.parts, asked.code, asked.outbox_id, asked.payload
 ), singles as (
   update smsgateway.message as m
   {_MESSAGE_SENT} and gone.batch_id is null and m.message_id = gone.dispatch_id
@@ -141,10 +168,12 @@ with gone as (
   {_MESSAGE_SENT} and gone.batch_id is not null and m.dispatch_id = gone.dispatch_id and m.batch_id is not null
 ), routed as (
   insert into smsgateway.route (account, reference, brand_id, dispatch_id, created_at)
-  select gone.account, gone.carrier_message_id, gone.brand_id, gone.dispatch_id, now()
+  select gone.account, known.reference, gone.brand_id, gone.dispatch_id, now()
   from gone
-  where gone.carrier_message_id is not null and gone.account is not null
-  order by gone.account, gone.carrier_message_id
+  cross join lateral unnest(coalesce(string_to_array(gone.parts, ' '), array[gone.carrier_message_id]))
+             as known (reference)
+  where known.reference <> '' and gone.account is not null
+  order by gone.account, known.reference
   on conflict (account, reference) do nothing
 ), owed as (
   insert into smsgateway.outbox (brand_id, outbox_id, kind, payload, next_at, created_at)
@@ -333,7 +362,7 @@ class PutBack:
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """What the carrier took, with the payment that its mark names. `failed_count` of its messages failed without being
-    named.
+    named. `part_ids`: see `CallOutcome`.
     """
 
     brand_id: int
@@ -343,6 +372,7 @@ class Acceptance:
     carrier_message_id: str | None
     code: str
     failed_count: int = 0
+    part_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,6 +550,7 @@ async def accept(
             arrays.texts([item.dispatch_id for item in items]),
             arrays.texts([item.call_id for item in items]),
             arrays.texts([item.carrier_message_id or None for item in items]),
+            arrays.texts([" ".join(item.part_ids) if item.part_ids else None for item in items]),
             arrays.texts([item.code or None for item in items]),
             arrays.texts([row.outbox_id for row in owed]),
             arrays.binaries([row.payload for row in owed]),
@@ -619,6 +650,18 @@ async def set_failed(
         ),
     )
     return [FailedMessage(*row) for row in await cursor.fetchall()]
+
+
+async def record_parts(
+    connection: Connection, brand_id: int, dispatch_id: str, account: str, part_ids: Sequence[str]
+) -> None:
+    """Record the parts that the carrier took of a message whose other parts it did not take, or nobody knows; see
+    `CallOutcome.part_ids`. Comes before the outcome is recorded; one statement.
+    """
+    await connection.execute(
+        _RECORD_PARTS,
+        {"brand": brand_id, "dispatch": dispatch_id, "account": account, "parts": arrays.texts(part_ids)},
+    )
 
 
 async def set_unknown(connection: Connection, calls: Sequence[tuple[int, str, str]]) -> set[Key]:

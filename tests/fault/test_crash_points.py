@@ -35,6 +35,7 @@ from crash_harness import (
 )
 from gateway_harness import eventually
 from google.protobuf.timestamp_pb2 import Timestamp
+from smpp34_harness import Smsc34, smpp34_smsc
 from worker_harness import ADMIN, Stack
 
 from infra.embedded import EmbeddedServers
@@ -258,6 +259,43 @@ async def receipts_pulled_and_gone(world: World) -> None:
     await world.dies("worker", "worker.pull.answered", **PULLING)
     await end_turns(world)
     await world.settled(**PULLING, **SOON)
+
+
+# One segment for us and two parts for the carrier: pairs of code units are one character each.
+IN_PARTS = "😀" * 40
+
+
+async def send_in_parts(world: World, smsc: Smsc34, outcome: Outcome) -> dict[str, Any]:
+    """Send a text in two parts; the settings of workers that are bound to this SMSC."""
+    (mobile,) = world.numbers(1, outcome)
+    await world.stack.send(mobile, text=IN_PARTS, brand_id=world.brand_id, request_id=request_of(world))
+    return {
+        "carrier": "smpp", "smpp_host": smsc.host, "smpp_port": smsc.port, "smpp_system_id": "us",
+        "smpp_rest_seconds": 0.1, "smpp_connect_seconds": 1, "smpp_response_seconds": 1, "smpp_call_seconds": 3,
+    }  # fmt: skip
+
+
+@way("worker.receipt.parts")
+async def a_message_in_parts(world: World) -> None:
+    """Its parts' receipts, of which one is recorded when the worker dies."""
+    async with smpp34_smsc() as smsc:
+        smsc.state_of = lambda event: "DELIVRD"
+        settings = await send_in_parts(world, smsc, DELIVERED)
+        await world.dies("worker", "worker.receipt.parts", **settings)
+        assert [event.short_message[5] for event in smsc.submits] == [1, 2]
+        world.elsewhere.append(smsc.submits[0].destination_addr.removeprefix("86"))
+        await world.settled(**settings)
+
+
+@way("worker.dispatch.parts")
+async def a_message_of_which_a_part_is_refused(world: World) -> None:
+    """What the carrier took is recorded, that the whole has failed is not: nobody knows, and nothing goes again."""
+    async with smpp34_smsc() as smsc:
+        smsc.decide = lambda event: 0x0B if event.short_message[5] == 2 else 0
+        settings = await send_in_parts(world, smsc, UNKNOWN)
+        await world.dies("worker", "worker.dispatch.parts", **settings)
+        await world.settled(**settings, **HASTY, **SOON)
+        assert [event.short_message[5] for event in smsc.submits] == [1, 2]
 
 
 @way("worker.release.applied")

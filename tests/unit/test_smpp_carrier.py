@@ -38,6 +38,7 @@ from smsgateway.carriers.smpp.pdus import (
     frame,
 )
 from smsgateway.carriers.smpp.texts import Concatenation, text_of
+from smsgateway.metrics import SMPP_PARTS_IN_VAIN
 
 MOBILE = "+8613800138000"
 LONG = "【示例】" + "长" * 100
@@ -93,6 +94,11 @@ async def send(carrier: SmppCarrier, text: str = "【示例】验证码 1", mobi
         return await carrier.send_single(SingleCall("call-1", mobile, text))
 
 
+def in_vain() -> float:
+    """Parts that were taken for nothing so far."""
+    return float(SMPP_PARTS_IN_VAIN.labels("smpp")._value.get())
+
+
 def refusing(status: int) -> Any:
     return lambda peer, pdu: peer.answer(pdu, status=status)
 
@@ -130,12 +136,14 @@ async def test_leaving_is_told(smsc: ScriptedSmsc) -> None:
 
 
 @pytest.mark.parametrize("way", Concatenation)
-async def test_parts_go_one_after_another_and_ask_for_one_receipt(smsc: ScriptedSmsc, way: Concatenation) -> None:
-    """Aim: each part once, in order, told to belong together; a receipt for the last one alone, whose id it is."""
+async def test_parts_go_one_after_another_and_each_asks_for_a_receipt(smsc: ScriptedSmsc, way: Concatenation) -> None:
+    """Aim: each part once, in order, told to belong together; the ids of all are handed on."""
     async with carrier_of(smsc, concatenation=way) as carrier:
         outcome = await send(carrier, LONG)
-    assert (outcome.verdict, outcome.carrier_message_id) == (Verdict.ACCEPTED, "id2")
-    assert [message.registered_delivery for message in smsc.submits] == [0, 1]
+        assert (await send(carrier)).part_ids == ()
+    assert (outcome.verdict, outcome.carrier_message_id, outcome.part_ids) == (Verdict.ACCEPTED, "id2", ("id1", "id2"))
+    assert smsc.submits.pop().registered_delivery == 1
+    assert [message.registered_delivery for message in smsc.submits] == [1, 1]
     assert "".join(text_of(message.short_message, 8, message.esm_class) for message in smsc.submits) == LONG
     if way is Concatenation.UDH:
         assert [message.short_message[4:6] for message in smsc.submits] == [b"\x02\x01", b"\x02\x02"]
@@ -267,18 +275,65 @@ async def test_a_throttled_part_goes_again_alone(smsc: ScriptedSmsc) -> None:
     assert [message.short_message[5] for message in smsc.submits] == [1, 2, 2]
 
 
-@pytest.mark.parametrize("status", [0x0B, 0x01, 0x400, 0x58])
-async def test_accepted_in_part_is_unknown(smsc: ScriptedSmsc, status: int) -> None:
-    """Aim: once a part was taken nothing says that the message may be sent again, nor that nobody was billed."""
-    smsc.on_submit = lambda peer, pdu: (
-        peer.answer(pdu, status=status) if len(smsc.submits) > 1 else smsc.accept(peer, pdu)
-    )
+@pytest.mark.parametrize(
+    ("answers", "part_ids"),
+    [(["A"], ()), (["A", "A"], ()), (["A", ""], ("a", "")), (["", ""], ()), (["A", "B", "A"], ("a", "b"))],
+)
+async def test_ids_of_parts(smsc: ScriptedSmsc, answers: list[str], part_ids: tuple[str, ...]) -> None:
+    """Aim: what cannot be told apart is told as one, and a part without an id is never thought delivered."""
+    text = "长" * (60 * len(answers))
+    names = iter(answers)
+    smsc.on_submit = lambda peer, pdu: peer.answer(pdu, next(names))
     async with carrier_of(smsc) as carrier:
+        outcome = await send(carrier, text)
+    assert (outcome.verdict, outcome.part_ids) == (Verdict.ACCEPTED, part_ids)
+    assert len(smsc.submits) == len(answers)
+
+
+async def test_one_receipt_for_all_parts(smsc: ScriptedSmsc) -> None:
+    """Aim: for carriers that give no more it can be set up so; the last part's id is the message's."""
+    async with carrier_of(smsc, part_receipts="last") as carrier:
         outcome = await send(carrier, LONG)
-    assert outcome.verdict is Verdict.UNKNOWN
+    assert (outcome.carrier_message_id, outcome.part_ids) == ("id2", ())
+    assert [message.registered_delivery for message in smsc.submits] == [0, 1]
+
+
+LONGER = "长" * 150
+"""Three parts."""
+
+
+@pytest.mark.parametrize("status", [0x0B, 0x01, 0x400, 0x58, 0x0E])
+@pytest.mark.parametrize("taken", [1, 2])
+async def test_accepted_in_part(smsc: ScriptedSmsc, status: int, taken: int) -> None:
+    """Aim: a message whose rest is surely not sent has failed at once; nothing of it is sent again, and what the
+    carrier took is counted. Only a last part of which nothing sure is known leaves it unknown.
+    """
+    smsc.on_submit = lambda peer, pdu: (
+        peer.answer(pdu, status=status) if len(smsc.submits) > taken else smsc.accept(peer, pdu)
+    )
+    before = in_vain()
+    async with carrier_of(smsc, call_s=1.25) as carrier:
+        outcome = await send(carrier, LONGER)
+    unknown = taken == 2 and status == 0x400
+    assert outcome.verdict is (Verdict.UNKNOWN if unknown else Verdict.REFUSED)
     assert outcome.code == str(status)
-    assert "in part" in outcome.detail
-    assert [message.short_message[5] for message in smsc.submits].count(1) == 1
+    assert outcome.part_ids == (*(f"id{number + 1}" for number in range(taken)), "")
+    assert f"{taken} of 3 parts taken" in outcome.detail
+    assert in_vain() - before == (0 if unknown else taken)
+    numbers = [message.short_message[5] for message in smsc.submits]
+    assert [numbers.count(number) for number in range(1, taken + 1)] == [1] * taken
+    assert max(numbers) == taken + 1
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+async def test_a_part_without_an_answer(smsc: ScriptedSmsc, taken: int) -> None:
+    """Aim: after the last one nobody knows; after another one the rest is not sent, so the message has failed."""
+    smsc.on_submit = lambda peer, pdu: peer.cut() if len(smsc.submits) > taken else smsc.accept(peer, pdu)
+    async with carrier_of(smsc) as carrier:
+        outcome = await send(carrier, LONGER)
+    assert (outcome.verdict, outcome.code) == ((Verdict.REFUSED, "INCOMPLETE") if taken == 1 else (Verdict.UNKNOWN, ""))
+    assert outcome.part_ids == (*(f"id{number + 1}" for number in range(taken)), "")
+    assert len(smsc.submits) == taken + 1
 
 
 async def test_a_first_part_that_is_refused_ends_it(smsc: ScriptedSmsc) -> None:

@@ -446,7 +446,7 @@ class Message(_message.Message):
     carrier_account: _builtins.str
     """The carrier's account that it went through."""
     carrier_message_id: _builtins.str
-    """The carrier's id."""
+    """The carrier's id; of a message in several parts the ids of all, divided by spaces."""
     result_code: _builtins.str
     """The carrier's code or the reason of a failure."""
     result_detail: _builtins.str

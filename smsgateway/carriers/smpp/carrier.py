@@ -4,23 +4,25 @@ Money hangs on what is said about a message of several parts, of which each is a
 after another, each once the one before was accepted. So a refusal of the first is a refusal of the whole. What is
 surely not accepted for now after an accepted part (throttled, connection lost before it was sent) is tried again, that
 part alone, while the call has time. When a later part is refused for good, unanswered or out of time, the carrier has
-taken, and bills, some parts of the message: nothing may be sent again, and nothing says that it arrives. Its outcome is
-UNKNOWN: the message is held and, when no receipt speaks of it, refunded after 72 hours.
+taken, and bills, some parts of the message, and nothing may be sent again. Unless it was the last part, or that one was
+refused, the rest surely is not sent, so the message has failed: REFUSED, and refunded; the house bears the parts taken.
+A last part without an answer leaves it UNKNOWN.
 
-SMPP has no place for our call id: receipts are known by the carrier's ids, so one receipt is asked for, with the last
-part, whose id is the message's.
+SMPP has no place for our call id: receipts are known by the carrier's ids, one for each part, so each part asks for a
+receipt of its own (`CallOutcome.part_ids`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -66,7 +68,7 @@ from smsgateway.carriers.smpp.session import (
     SessionConfig,
 )
 from smsgateway.carriers.smpp.texts import Alphabet, Concatenation, Part, UnsendableText, parts_of
-from smsgateway.metrics import SMPP_ODD
+from smsgateway.metrics import SMPP_ODD, SMPP_PARTS_IN_VAIN
 from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
 
 log = structlog.get_logger(__name__)
@@ -114,7 +116,7 @@ _SPARE_S: Final = 4 * LOOK_S
 _TON_NATIONAL: Final = 2
 _TON_INTERNATIONAL: Final = 1
 _RECEIPT_WANTED: Final = 1
-_MESSAGE_ID_CHARACTERS_MAX: Final = 64
+_MESSAGE_ID: Final = re.compile(r"[!-~]{1,64}")
 
 Take = Callable[[CarrierReceipt], Awaitable[str]]
 
@@ -138,6 +140,8 @@ class SmppConfig:
         concatenation: how the parts of a text are told to belong together.
         receipt_id: how receipts write the id of a response.
         receipt_offset: offset of the carrier's dates from UTC.
+        part_receipts: which parts of a text ask for a receipt: ``all``, or ``last``, for carriers that give one for
+            all parts; the message then is what that one says.
         text_characters_max: characters of a text.
         call_s: seconds for a whole call, all parts included; more than connect_s and response_s together.
         tls, tls_ca_file: whether to encrypt, and what certificates to trust; None: the system's.
@@ -161,6 +165,7 @@ class SmppConfig:
     concatenation: Concatenation = Concatenation.UDH
     receipt_id: IdForm = "same"
     receipt_offset: timedelta = timedelta(hours=8)
+    part_receipts: Literal["all", "last"] = "all"
     text_characters_max: int = 536
     call_s: float = 30.0
     tls: bool = False
@@ -304,25 +309,38 @@ class SmppCarrier:
         config = self._config
         start_by = self._session.now() + config.call_s - config.response_s - _SPARE_S
         outcome = CallOutcome(Verdict.UNKNOWN)
+        ids: list[str] = []
         for number, part in enumerate(parts, 1):
-            last = number == len(parts)
+            wanted = number == len(parts) or config.part_receipts == "all"
             message = ShortMessage(
                 source=config.source,
                 destination=destination,
                 short_message=part.short_message,
                 esm_class=part.esm_class,
                 data_coding=part.data_coding,
-                registered_delivery=_RECEIPT_WANTED if last else 0,
+                registered_delivery=_RECEIPT_WANTED if wanted else 0,
                 tlvs=part.tlvs,
                 service_type=config.service_type,
             )
             body = encode_short_message(message)
             outcome = await (self._submit(body, start_by) if number == 1 else self._submit_more(body, start_by))
             if outcome.verdict is not Verdict.ACCEPTED:
-                if number > 1:
-                    return _in_part(outcome, number, len(parts))
-                break
-        return outcome
+                return outcome if number == 1 else self._in_part(outcome, number, len(parts), ids)
+            if wanted:
+                ids.append(outcome.carrier_message_id or "")
+        return outcome if len(parts) == 1 else replace(outcome, part_ids=_distinct(ids))
+
+    def _in_part(self, outcome: CallOutcome, number: int, total: int, ids: list[str]) -> CallOutcome:
+        """What is said of a message of which parts were accepted before one was not. The rest is not sent."""
+        unknown = outcome.verdict is Verdict.UNKNOWN and number == total
+        if not unknown:
+            SMPP_PARTS_IN_VAIN.labels(self.account_id).inc(number - 1)
+        return CallOutcome(
+            Verdict.UNKNOWN if unknown else Verdict.REFUSED,
+            code=outcome.code or ("" if unknown else "INCOMPLETE"),
+            detail=f"{number - 1} of {total} parts taken, the next {outcome.verdict.value}: {outcome.detail}"[:200],
+            part_ids=_distinct([*ids, ""]) if ids else (),
+        )
 
     async def _submit_more(self, body: bytes, start_by: float) -> CallOutcome:
         """Submit a further part of a message: tried again while it is surely not accepted for now."""
@@ -351,9 +369,7 @@ class SmppCarrier:
         if verdict is not Verdict.ACCEPTED:
             return CallOutcome(verdict, code=str(status), detail=meaning, retry_after_s=_RETRY_AFTER_S.get(status))
         message_id = answer.name.strip()
-        storable = (
-            0 < len(message_id) <= _MESSAGE_ID_CHARACTERS_MAX and message_id.isascii() and message_id.isprintable()
-        )
+        storable = _MESSAGE_ID.fullmatch(message_id) is not None
         return CallOutcome(
             verdict,
             carrier_message_id=expected_id(message_id, self._config.receipt_id) if storable else None,
@@ -426,10 +442,7 @@ def _normalized(address: Address, *, national: bool) -> str:
         return normalize_mobile(f"+{digits}")
 
 
-def _in_part(outcome: CallOutcome, number: int, total: int) -> CallOutcome:
-    """What is said of a message of which parts were accepted before one was not."""
-    return CallOutcome(
-        Verdict.UNKNOWN,
-        code=outcome.code,
-        detail=f"accepted in part: part {number} of {total} was not, {outcome.verdict.value}: {outcome.detail}"[:200],
-    )
+def _distinct(ids: Iterable[str]) -> tuple[str, ...]:
+    """The ids of parts, none twice; nothing where all parts have one, for then its receipts are the message's."""
+    distinct = tuple(dict.fromkeys(ids))
+    return distinct if len(distinct) > 1 else ()

@@ -74,6 +74,12 @@ class SmppSettings(EnvironmentSettings):
         480, ge=-840, le=840, description="Offset of the dates in receipts from UTC; 480 is China's time"
     )
 
+    part_receipts: Literal["all", "last"] = Field(
+        "all",
+        description="Which parts of a text in several parts receipts are asked for; last: for carriers that give one"
+        " receipt for them all",
+    )
+
     # How much and how long.
     window: int = Field(
         10, ge=1, le=1_000, description="Messages without an answer at a time, in each worker; carriers allow about 10"
@@ -121,6 +127,7 @@ class SmppSettings(EnvironmentSettings):
                 concatenation=Concatenation(self.concatenation),
                 receipt_id=self.receipt_id,
                 receipt_offset=timedelta(minutes=self.receipt_utc_minutes),
+                part_receipts=self.part_receipts,
                 text_characters_max=text_characters_max,
                 call_s=self.call_seconds,
                 tls=self.tls,
