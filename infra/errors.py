@@ -88,3 +88,15 @@ def unavailable(message: str) -> Refusal:
 
 class StartError(Exception):
     """A process cannot start; the text is one line that says what to do."""
+
+
+class SettingError(StartError):
+    """A setting breaks its rule.
+
+    Parameters: `name` as it was given; `rule` what it should have been, never the value.
+    """
+
+    def __init__(self, name: str, rule: str) -> None:
+        super().__init__(f"setting {name}: {rule}")
+        self.name = name
+        self.rule = rule

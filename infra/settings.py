@@ -6,15 +6,17 @@ Services read the class that names their own settings; all share what `BaseSetti
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pydantic
 import pydantic_settings
 from pydantic import Field
 
 from infra.data_folder import default_data_dir
-from infra.errors import StartError
+from infra.errors import SettingError, StartError
 
 
 class EnvironmentSettings(pydantic_settings.BaseSettings):
@@ -30,8 +32,14 @@ class EnvironmentSettings(pydantic_settings.BaseSettings):
     )
 
     @classmethod
-    def load(cls) -> Self:
-        """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks."""
+    def load(cls, given: Mapping[str, Any] | None = None) -> Self:
+        """Read the environment. Raises `StartError` with the variable's name and the rule that it breaks.
+
+        Parameters: `given` values instead of the environment, by the names of the fields, numbers and JSON as texts
+        where that is what they came as; then a `SettingError` names what is not known or breaks its rule.
+        """
+        if given is not None:
+            return cls._of(given)
         try:
             return cls()
         except pydantic_settings.SettingsError as error:
@@ -41,6 +49,29 @@ class EnvironmentSettings(pydantic_settings.BaseSettings):
             first = error.errors()[0]
             name = cls.model_config.get("env_prefix", "") + "_".join(str(part) for part in first["loc"]).upper()
             raise StartError(f"setting {name}: {first['msg']}; correct it in the environment or in .env") from None
+
+    @classmethod
+    def _of(cls, given: Mapping[str, Any]) -> Self:
+        unknown = sorted(set(given) - set(cls.model_fields))
+        if unknown:
+            raise SettingError(unknown[0], f"is not known; known are: {', '.join(sorted(cls.model_fields))}")
+        values = {name: _parsed(value) for name, value in given.items()}
+        try:
+            # A prefix that no variable has: nothing comes from the environment.
+            return cls(_env_file=None, _env_prefix="\0", **values)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise SettingError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+
+
+def _parsed(value: Any) -> Any:
+    """An object or list where a text is one in JSON, as in the environment."""
+    if not isinstance(value, str) or value[:1] not in ("{", "["):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 class BaseSettings(EnvironmentSettings):

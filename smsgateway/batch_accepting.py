@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,7 +67,10 @@ class Batch:
 
 
 class BatchAcceptor:
-    """Accepts batches."""
+    """Accepts batches.
+
+    Parameters: `chunk_messages` how many messages a chunk of a brand and type has.
+    """
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class BatchAcceptor:
         ledger: LedgerClient,
         queue: DispatchQueue,
         identifiers: IdentifierSource,
-        chunk_messages: int,
+        chunk_messages: Callable[[int, int], int],
     ) -> None:
         self._database = database
         self._ledger = ledger
@@ -174,7 +177,7 @@ class BatchAcceptor:
         return reply
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
-        at_ms, step = now_ms(), self._chunk_messages
+        at_ms, step = now_ms(), self._chunk_messages(batch.brand_id, batch.sms_type)
         new = self._identifiers.new
         for start in range(0, len(batch.mobiles), step):
             messages = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 import structlog
@@ -31,17 +31,24 @@ def gateway_app(
     intake: ReceiptIntake,
     checks: Mapping[str, Check],
     watchdog: Watchdog,
+    find: Callable[[str], ReceiptCallback | None] = lambda _: None,
 ) -> ASGIApp:
-    """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for receipts."""
+    """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for its receipts.
+
+    Parameters: `find` the callback of another path, such as ``/callbacks/<kind>/<account>/report``.
+    """
     rest = Starlette(routes=observability_routes("SMS gateway", checks, watchdog))
-    if callback is None:
-        return rest
-    path, methods = f"/callbacks/{carrier}/report", callback.methods
-    receipts = ReceiptCallback(settings, carrier, callback, intake)
+    path = f"/callbacks/{carrier}/report"
+    own = None if callback is None else ReceiptCallback(settings, carrier, callback, intake)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # A carrier makes a request for each receipt: routes, middlewares and request objects would take half its time.
-        if scope["type"] == "http" and scope["path"] == path and scope["method"] in methods:
+        receipts = None
+        if scope["type"] == "http":
+            receipts = own if scope["path"] == path else find(scope["path"])
+        if receipts is None:
+            await rest(scope, receive, send)
+        elif scope["method"] in receipts.methods:
             answer = await receipts.report(scope["method"], scope["query_string"], scope["headers"], receive)
             headers = [
                 (b"content-type", answer.content_type.encode("latin-1")),
@@ -49,11 +56,9 @@ def gateway_app(
             ]
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
-        elif scope["type"] == "http" and scope["path"] == path:
-            allowed = {"allow": ", ".join(sorted(methods))}
-            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
         else:
-            await rest(scope, receive, send)
+            allowed = {"allow": ", ".join(sorted(receipts.methods))}
+            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
 
     return app
 
@@ -74,6 +79,11 @@ class ReceiptCallback:
             result: RECEIPTS_RECEIVED.labels(carrier, result)
             for result in ("stored", "malformed", "forbidden", "unavailable")
         }
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """The methods that it takes."""
+        return self._callback.methods
 
     async def report(
         self, method: str, query: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Receive

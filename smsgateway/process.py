@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+import grpc.aio
 import structlog
 from redis.exceptions import RedisError
 
@@ -15,9 +16,10 @@ from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
-from protos.smsgateway.v1 import sms_gateway_pb2_grpc
-from smsgateway import migrations
+from protos.smsgateway.v1 import routing_pb2_grpc, sms_gateway_pb2_grpc
+from smsgateway import migrations, routing_service
 from smsgateway.accepting import SingleAcceptor
+from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
 from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
@@ -26,6 +28,7 @@ from smsgateway.ledger_client import LedgerClient
 from smsgateway.parked import ParkedWork
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.route_keeping import RouteKeeper
 from smsgateway.service import PERMISSIONS, SERVICE, SmsGatewayService
 from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler
@@ -107,22 +110,37 @@ class GatewayProcess:
         stack.push_async_callback(singles.close)
         intake = ReceiptIntake(database, queue, identifiers, settings, watchdog)
         stack.push_async_callback(intake.close)
+        accounts = AccountCallbacks(
+            database,
+            intake,
+            settings,
+            kind.chunk_messages(settings),
+            watchdog.heartbeat("carrier-accounts", interval_seconds=settings.routing_poll_seconds),
+        )
+        await accounts.start()
+        stack.push_async_callback(accounts.close)
         service = SmsGatewayService(
             database,
             singles,
-            BatchAcceptor(database, ledger, queue, identifiers, kind.chunk_messages(settings)),
+            BatchAcceptor(database, ledger, queue, identifiers, accounts.chunk_messages),
             BatchCanceller(database, identifiers),
             ParkedWork(database, ledger, identifiers),
             settings,
         )
+        routes = routing_service.RoutingService(RouteKeeper(database, settings))
+
+        def register(server: grpc.aio.Server) -> None:
+            sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server)
+            routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
+
         server = GrpcServer(
             settings,
             settings.gateway_address,
             authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
-            permissions=PERMISSIONS,
+            permissions={**PERMISSIONS, **routing_service.PERMISSIONS},
             domain=_DOMAIN,
-            services=[SERVICE],
-            register=lambda server: sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server),
+            services=[SERVICE, routing_service.SERVICE],
+            register=register,
         )
         if kind.describe(settings) is None:
             log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
@@ -134,6 +152,7 @@ class GatewayProcess:
                 intake,
                 {"database": database.reachable, "redis": redis_reachable, "costcenter": ledger.reachable},
                 watchdog,
+                accounts.find,
             ),
             settings.http_address,
             requests_max=settings.http_requests_max,

@@ -1,7 +1,7 @@
 """Tables of the gateway. SQL that reads and writes them is in `smsgateway.store`.
 
 `brand_id` leads every key. The exceptions are keyed by the carrier's account, because receipts arrive without a brand:
-`route`, `receipt_inbox` and `receipt_pull`.
+`route`, `receipt_inbox` and `receipt_pull`; and what is small and shared by all: `carrier_account`, `routing_version`.
 
 A message's row is its record: written when it is accepted, when the carrier has answered and when its receipt comes.
 What moves in between is in `dispatch`, the unit that is queued, paid and submitted: one row for a single message (with
@@ -16,6 +16,7 @@ import enum
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -23,12 +24,14 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 SCHEMA = "smsgateway"
 metadata = MetaData(schema=SCHEMA)
@@ -300,4 +303,66 @@ suppression = Table(
     PrimaryKeyConstraint("brand_id", "mobile", "kind"),
     CheckConstraint("brand_id >= 0", name="suppression_brand"),
     CheckConstraint("kind between 1 and 2", name="suppression_kind_known"),
+)
+
+
+# Carrier accounts beside the environment's. A rate of 0 is none, and so are a burst, calls at once and an alert of 0.
+carrier_account = Table(
+    "carrier_account",
+    metadata,
+    _identifier("account_id"),
+    _identifier("kind"),
+    Column("settings", JSONB, nullable=False),  # texts by name; never told to anybody
+    Column("paused", Boolean, nullable=False, server_default="false"),
+    Column("rate", Numeric(12, 3), nullable=False, server_default="0"),  # messages a second
+    Column("burst", Integer, nullable=False, server_default="0"),
+    Column("calls_max", Integer, nullable=False, server_default="0"),
+    Column("balance_alert", BigInteger, nullable=False, server_default="0"),  # segments
+    Column("balance", BigInteger, nullable=True),
+    _moment("balance_at", nullable=True),
+    Column("balance_low", Boolean, nullable=False, server_default="false"),  # an alert was told
+    Column("version", BigInteger, nullable=False),  # of the routing at its last change
+    _moment("updated_at"),
+    PrimaryKeyConstraint("account_id"),
+    CheckConstraint(
+        "rate >= 0 and burst >= 0 and calls_max >= 0 and balance_alert >= 0", name="carrier_account_limits_positive"
+    ),
+)
+
+# Which account messages take (`smsgateway.routing`); brand 0: all, type 0: any, prefix '': any.
+routing_rule = Table(
+    "routing_rule",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("sms_type", SmallInteger, nullable=False),
+    _identifier("prefix"),
+    _identifier("account_id"),
+    Column("priority", Integer, nullable=False),
+    Column("weight", Integer, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    _moment("updated_at"),
+    PrimaryKeyConstraint("brand_id", "sms_type", "prefix", "account_id"),
+    CheckConstraint("priority >= 0 and weight >= 0", name="routing_rule_positive"),
+)
+
+# How fast a brand may send, by type or (type 0) in all.
+sending_limit = Table(
+    "sending_limit",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("rate", Numeric(12, 3), nullable=False),
+    Column("burst", Integer, nullable=False, server_default="0"),
+    _moment("updated_at"),
+    PrimaryKeyConstraint("brand_id", "sms_type"),
+    CheckConstraint("rate > 0 and burst >= 0", name="sending_limit_positive"),
+)
+
+# One row: what everybody looks at to learn that one of the three above has changed.
+routing_version = Table(
+    "routing_version",
+    metadata,
+    Column("id", SmallInteger, nullable=False, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id"),
 )

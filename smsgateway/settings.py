@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, model_validator
+import pydantic
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
-from infra.errors import StartError
+from infra.errors import SettingError, StartError
 from infra.settings import BaseSettings
 from smsgateway.carriers.chuanglan import ChuanglanConfig
+
+# The kind whose settings stand in the gateway's own class.
+_OWN_KIND, _OWN_PREFIX = "chuanglan", "chuanglan_"
 
 
 def _account_name(given: dict[str, Any]) -> str:
@@ -80,6 +86,20 @@ class Settings(BaseSettings):
         ge=0,
         le=86_400,
         description="How long to wait after Chuanglan says that it is outside its hours",
+    )
+
+    # Carrier accounts of the table, beside the environment's (`smsbill carrier`, `smsbill route`).
+    routing_poll_seconds: float = Field(
+        1,
+        gt=0,
+        le=60,
+        description="Time between two looks whether carrier accounts, rules or limits have changed, so how late a "
+        "change takes effect; one look reads one row",
+    )
+    carrier_secrets_dir: Path = Field(
+        Path("/run/secrets"),
+        description="Folder below which file:… of a carrier account's setting must lie, so that an admin's call reads "
+        "nothing else of the machine",
     )
 
     # Receipts that wait at the carrier.
@@ -237,6 +257,41 @@ class Settings(BaseSettings):
         32, ge=10, le=1_000, description="Fields of a callback at most; Chuanglan's have ten"
     )
     http_requests_max: int = Field(1_000, ge=1, le=100_000, description="HTTP requests served at once; beyond it 503")
+
+    _carrier_given: Mapping[str, Any] | None = PrivateAttr(None)
+
+    @property
+    def carrier_given(self) -> Mapping[str, Any] | None:
+        """The settings of a carrier account of the table, for the `load` of its kind's own class; None: the account is
+        the environment's.
+        """
+        return self._carrier_given
+
+    def of_account(self, kind: str, account_id: str, given: Mapping[str, Any]) -> Self:
+        """These settings as if the environment set up one carrier account, and no other.
+
+        Parameters: `kind` the name of its kind; `account_id` our name of it; `given` its settings, named as in the
+        environment behind `SMSBILL_<KIND>_`, in lower case. Raises `SettingError` for what is not known or breaks its
+        rule as far as the gateway's own settings say; the kind's own class says the rest.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values |= {"carrier": kind, "carrier_account": account_id}
+        if kind == _OWN_KIND:
+            own = {name for name in values if name.startswith(_OWN_PREFIX)}
+            unknown = sorted(name for name in given if _OWN_PREFIX + name not in own)
+            if unknown:
+                known = ", ".join(sorted(name.removeprefix(_OWN_PREFIX) for name in own))
+                raise SettingError(unknown[0], f"is not known; known are: {known}")
+            values |= {name: type(self).model_fields[name].get_default() for name in own}
+            values |= {_OWN_PREFIX + name: value for name, value in given.items()}
+        try:
+            made = type(self)(_env_file=None, **values)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]).removeprefix(_OWN_PREFIX)
+            raise SettingError(name, first["msg"]) from None
+        made._carrier_given = given
+        return made
 
     @model_validator(mode="after")
     def _check_recipients(self) -> Self:

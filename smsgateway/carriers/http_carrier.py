@@ -130,9 +130,11 @@ class HttpCarrierSetup:
         return CompiledRequest(self.file.balance, "balance", secrets, sends=False)
 
     @classmethod
-    def load(cls, account_id: str) -> "HttpCarrierSetup":
-        """From the environment and its file. Raises `StartError` that names the setting or the field."""
-        settings = HttpCarrierSettings.load()
+    def load(cls, account_id: str, given: Mapping[str, Any] | None = None) -> "HttpCarrierSetup":
+        """From the environment, or the settings given, and the file. Raises `StartError` that names the setting or
+        the field.
+        """
+        settings = HttpCarrierSettings.load(given)
         if settings.carrier_file is None:
             raise StartError(f"setting SMSBILL_CARRIER is http: set {_FILE_VARIABLE} to the file that describes it")
         file = load_file(settings.carrier_file, variable=_FILE_VARIABLE)
@@ -280,16 +282,18 @@ class HttpCarrierKind(CarrierKind):
 
     def describe(self, settings: "Settings") -> str | None:
         """See `CarrierKind.describe`; whoever chooses this kind has to set it up."""
-        setup = HttpCarrierSetup.load(settings.carrier_account)
+        setup = HttpCarrierSetup.load(settings.carrier_account, settings.carrier_given)
         return f"{loggable(setup.file.name)} over HTTP at {setup.base_url}, as {settings.carrier_account}"
 
     def open(self, settings: "Settings", *, connections_max: int) -> HttpCarrier:
         """See `CarrierKind.open`."""
-        return HttpCarrier(HttpCarrierSetup.load(settings.carrier_account), connections_max=connections_max)
+        return HttpCarrier(
+            HttpCarrierSetup.load(settings.carrier_account, settings.carrier_given), connections_max=connections_max
+        )
 
     def callback(self, settings: "Settings") -> Callback | None:
         """As the file says; None when it says nothing of receipts."""
-        setup = HttpCarrierSetup.load(settings.carrier_account)
+        setup = HttpCarrierSetup.load(settings.carrier_account, settings.carrier_given)
         receipts = setup.file.receipts
         return None if receipts is None else http_callback(setup, receipts, settings.callback_fields_max)
 

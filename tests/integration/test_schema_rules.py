@@ -25,7 +25,9 @@ REFERENCE_TABLES = {
     "costcenter.lane",
     "costcenter.package_offer",
     "costcenter.token",
+    "smsgateway.carrier_account",
     "smsgateway.receipt_pull",
+    "smsgateway.routing_version",
 }
 # A receipt comes with the carrier's reference and no brand.
 BY_REFERENCE = {"smsgateway.route": ["account", "reference"], "smsgateway.receipt_inbox": ["account", "reference"]}

@@ -168,4 +168,4 @@ class SmppKind(CarrierKind):
 
 
 def _config(settings: Settings) -> SmppConfig | None:
-    return SmppSettings.load().config(settings.carrier_account, settings.text_characters_max)
+    return SmppSettings.load(settings.carrier_given).config(settings.carrier_account, settings.text_characters_max)
