@@ -59,22 +59,6 @@ def test_models_and_migrations_agree(database_url: str, empty_database_url: str)
     assert migrated == modelled
 
 
-def test_every_key_is_led_by_the_brand(database_url: str) -> None:
-    """Unique keys begin with brand_id, so that tables can be sharded by it, but where receipts come without it."""
-    with psycopg.connect(database_url) as connection:
-        rows = connection.execute(
-            """
-            select c.relname, a.attname
-            from pg_index i join pg_class c on c.oid = i.indrelid
-            join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]
-            where c.relnamespace = 'smsgateway'::regnamespace and i.indisunique and c.relname <> 'alembic_version'
-            """
-        ).fetchall()
-    by_account = {"route", "receipt_inbox", "receipt_pull"}
-    assert {name for name, _ in rows} == {table.name for table in metadata.tables.values()}
-    assert {(name, first) for name, first in rows if first != "brand_id"} == {(name, "account") for name in by_account}
-
-
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
     """A second run finds nothing to do."""
     migrations.require_current(database_url)
