@@ -260,6 +260,47 @@ async def test_no_room_in_the_window_is_surely_not_sent(smsc: ScriptedSmsc) -> N
 # A message of several parts of which some were accepted.
 
 
+async def test_who_gives_up_leaves_its_place(smsc: ScriptedSmsc) -> None:
+    """Aim: cancelled while it waits for room it is not sent; cancelled while it waits for its response it is sent, its
+    room is free at once, and its late response is nobody's.
+    """
+    held: asyncio.Queue[tuple[Peer, Pdu]] = asyncio.Queue()
+    smsc.on_submit = lambda peer, pdu: held.put_nowait((peer, pdu))
+    async with carrier_of(smsc, window=1) as carrier, asyncio.timeout(SECONDS):
+        first, second = (asyncio.create_task(send(carrier, text)) for text in ("first", "second"))
+        peer, pdu = await held.get()
+        second.cancel()
+        third = asyncio.create_task(send(carrier, "third"))
+        await asyncio.sleep(0)
+        first.cancel()
+        peer_of_third, third_pdu = await held.get()
+        peer.answer(pdu, "late")
+        peer_of_third.answer(third_pdu, "third")
+        assert (await third).carrier_message_id == "third"
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert (first.cancelled(), second.cancelled()) == (True, True)
+    assert [text_of(message.short_message, 0) for message in smsc.submits] == ["first", "third"]
+
+
+async def test_an_answer_before_the_question(smsc: ScriptedSmsc) -> None:
+    """Aim: responses under numbers that come next, as of an SMSC that guesses, answer nothing."""
+    async with carrier_of(smsc) as carrier:
+        await send(carrier, "before")
+        peer = await smsc.peer()
+        connection = carrier._session._connection
+        assert connection is not None
+        task = asyncio.create_task(send(carrier, "after"))
+        await asyncio.sleep(0)
+        assert connection._requests
+        connection.pause_writing()
+        for number in range(1, 9):
+            peer.write(frame(Command.SUBMIT_SM_RESP, number, encode_name("guessed")))
+        peer.request(Command.ENQUIRE_LINK)
+        await asyncio.sleep(0.1)
+        connection.resume_writing()
+        assert (await task).carrier_message_id == "id2"
+
+
 async def test_a_throttled_part_goes_again_alone(smsc: ScriptedSmsc) -> None:
     """Aim: an accepted part is never sent twice, and the message arrives whole."""
     answers = [0, 0x58, 0]

@@ -365,13 +365,13 @@ class SmppCarrier:
 
     def _judged(self, answer: Answer) -> CallOutcome:
         status = answer.status
-        verdict, meaning = SUBMIT_STATUSES.get(status, (Verdict.UNKNOWN, f"status 0x{status:02X}"))
-        if verdict is not Verdict.ACCEPTED:
+        if status != OK:
+            verdict, meaning = SUBMIT_STATUSES.get(status, (Verdict.UNKNOWN, f"status 0x{status:02X}"))
             return CallOutcome(verdict, code=str(status), detail=meaning, retry_after_s=_RETRY_AFTER_S.get(status))
         message_id = answer.name.strip()
         storable = _MESSAGE_ID.fullmatch(message_id) is not None
         return CallOutcome(
-            verdict,
+            Verdict.ACCEPTED,
             carrier_message_id=expected_id(message_id, self._config.receipt_id) if storable else None,
             code="0",
             # As it came, for whoever asks the carrier about it.

@@ -5,6 +5,9 @@ not one byte of the submit_sm left this process; whoever gets `NoAnswer` must ta
 the moment at which bytes are handed to the transport (`_Connection._flush`), which takes none while its last ones are
 still on their way.
 
+A submit is one `_Request` from its caller to its response, and its caller is woken once: responses come several in a
+read, each makes room for a request that waits, and those leave together when the read is over.
+
 What an SMSC does wrong costs as little as can be: a response that nobody asked for is counted, a command that nobody
 knows is answered by generic_nack, a length that no PDU can have ends the connection, and an unbind in the middle waits
 a moment for the responses that are still owed.
@@ -16,7 +19,7 @@ import asyncio
 import random
 import ssl
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -137,31 +140,44 @@ Deliver = Callable[[bytes], Awaitable[int]]
 """Takes the body of a deliver_sm; returns the status of its response. What it raises is `TRY_AGAIN`."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
-    """A request whose response is awaited."""
+    """A request, on its way to its response.
 
-    response: int
+    Attributes:
+        command, body: what is asked.
+        future: its response.
+        start_by: the loop's time until which it may be written.
+        until: the loop's time until which it waits for its turn.
+        sequence: its number on the connection that it was given to; 0: it waits for its turn.
+        expires: the loop's time until which its response may come.
+        written: whether it was handed to the transport.
+    """
+
+    command: Command
+    body: bytes
     future: asyncio.Future[Answer]
-    expires: float
+    start_by: float = 0.0
+    until: float = 0.0
+    sequence: int = 0
+    expires: float = 0.0
     written: bool = False
-
-
-@dataclass(slots=True)
-class _Waiter:
-    """Who waits for a slot of the window, and until when."""
-
-    future: asyncio.Future[None]
-    until: float
 
 
 class _Connection(asyncio.Protocol):
     """One TCP connection, from its start to its end; never used again."""
 
-    def __init__(self, config: SessionConfig, deliver: Deliver, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: SessionConfig,
+        deliver: Deliver,
+        changed: Callable[[], None],
+        unwritten: Callable[[Sequence[_Request]], None],
+    ) -> None:
         self._config = config
         self._deliver = deliver
         self._changed = changed
+        self._unwritten = unwritten
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(config.pdu_bytes_max)
         self._transport: asyncio.Transport | None = None
@@ -170,8 +186,11 @@ class _Connection(asyncio.Protocol):
         self._out: list[tuple[bytes, _Request | None]] = []
         self._flush_due = False
         self._look_due = False
+        self._reading = False
         # Responses are owed for these; emptied by a response, its time-out or the connection's end.
         self._requests: dict[int, _Request] = {}
+        # How many of them are submits: the window that is taken.
+        self.submits = 0
         self._sequence = 0
         self._odds: Counter[str] = Counter()
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -202,19 +221,37 @@ class _Connection(asyncio.Protocol):
         """Write a request and wait for its response. Raises `_NotWritten` and `NoAnswer`."""
         if self.lost.done():
             raise _NotWritten
-        sequence = self._next_sequence()
-        request = _Request(command | RESPONSE, self._loop.create_future(), self._loop.time() + seconds)
+        request = _Request(command, body, self._loop.create_future())
+        self.put(request, seconds)
+        try:
+            return await request.future
+        finally:
+            self.forget(request)
+
+    def put(self, request: _Request, seconds: float) -> None:
+        """Write a request; `seconds` for its response. Its future hears of it, unless `unwritten` does."""
+        sequence = self._sequence = self._next_sequence()
+        request.sequence, request.expires, request.written = sequence, self._loop.time() + seconds, False
         self._requests[sequence] = request
+        if request.command is Command.SUBMIT_SM:
+            self.submits += 1
         if not self._look_due:
             self._look_due = True
             self._loop.call_later(LOOK_S, self._look)
-        try:
-            self._write(frame(command, sequence, body), request)
-            return await request.future
-        finally:
-            # Also when the caller was cancelled: a response that still comes is nobody's.
-            self._requests.pop(sequence, None)
-            self._note_answered()
+        self._write(frame(request.command, sequence, request.body), request)
+
+    def forget(self, request: _Request) -> None:
+        """Wait for its response no more: when it comes it is nobody's."""
+        if self._requests.get(request.sequence) is request:
+            self._ended(request)
+            self._changed()
+
+    def _ended(self, request: _Request) -> None:
+        del self._requests[request.sequence]
+        request.sequence = 0
+        if request.command is Command.SUBMIT_SM:
+            self.submits -= 1
+        self._note_answered()
 
     async def leave(self) -> None:
         """Wait a moment for what is owed both ways, unbind, and close."""
@@ -254,9 +291,7 @@ class _Connection(asyncio.Protocol):
         self._out.clear()
         if not self.lost.done():
             self.lost.set_result(None)
-        for request in list(self._requests.values()):
-            if not request.future.done():
-                request.future.set_exception(NoAnswer("connection lost") if request.written else _NotWritten())
+        self._fail([*self._requests.values()], "connection lost")
         self._changed()
 
     def eof_received(self) -> bool:
@@ -275,8 +310,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        self._reading = True
         for pdu in self._reader.feed(data):
             self._received(pdu)
+        self._changed()
+        self._reading = False
+        self._flush()
         if self._reader.broken and not self._leaving:
             self._odd("length")
             self._write(frame(Command.GENERIC_NACK, _NO_SEQUENCE, status=INVALID_LENGTH))
@@ -302,14 +341,16 @@ class _Connection(asyncio.Protocol):
     def _answered(self, pdu: Pdu) -> None:
         request = self._requests.get(pdu.sequence)
         nack = pdu.command == Command.GENERIC_NACK
-        if request is None or request.future.done() or not (nack or pdu.command == request.response):
-            # Late, doubled, or of a number that was never ours: it must not answer another request.
+        asked = request is not None and request.written and not request.future.done()
+        if request is None or not asked or not (nack or pdu.command == request.command | RESPONSE):
+            # Late, doubled, early, or of a number that was never ours: it must not answer another request.
             self._odd("unasked")
             return
         status = pdu.status or UNKNOWN_ERROR if nack else pdu.status
         # At once, for receipts may stand right behind it.
         self.bound = self.bound or (pdu.command == Command.BIND_TRANSCEIVER_RESP and status == OK)
         request.future.set_result(Answer(status, "" if nack else decode_name(pdu.body), nack))
+        self._ended(request)
 
     def _take_delivery(self, pdu: Pdu) -> None:
         if not self.bound:
@@ -359,7 +400,7 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         self._out.append((data, request))
-        if not self._flush_due:
+        if not self._flush_due and not self._reading:
             # Once per turn of the loop: the submits of one turn leave together.
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -380,17 +421,29 @@ class _Connection(asyncio.Protocol):
     def _look(self) -> None:
         """End the requests whose time is over."""
         now = self._loop.time()
-        for request in self._requests.values():
-            if request.expires > now or request.future.done():
-                continue
-            if request.written:
-                request.future.set_exception(NoAnswer("no response in time"))
-            else:
-                self._out = [(data, owner) for data, owner in self._out if owner is not request]
-                request.future.set_exception(_NotWritten())
+        late = [request for request in self._requests.values() if request.expires <= now]
+        if late:
+            self._out = [(data, owner) for data, owner in self._out if owner is None or owner.expires > now]
+            self._fail(late, "no response in time")
+            self._changed()
         self._look_due = bool(self._requests)
         if self._look_due:
             self._loop.call_later(LOOK_S, self._look)
+
+    def _fail(self, requests: Sequence[_Request], why: str) -> None:
+        """End requests that get no response here. Submits that were not written are their session's again."""
+        unwritten = []
+        for request in requests:
+            self._ended(request)
+            if request.future.done():
+                continue
+            if request.written:
+                request.future.set_exception(NoAnswer(why))
+            elif request.command is Command.SUBMIT_SM:
+                unwritten.append(request)
+            else:
+                request.future.set_exception(_NotWritten())
+        self._unwritten(unwritten)
 
     async def _settled(self, seconds: float) -> None:
         """Wait until nothing is owed either way, at most so long."""
@@ -407,10 +460,10 @@ class _Connection(asyncio.Protocol):
             waited.set_result(None)
 
     def _next_sequence(self) -> int:
-        while True:
-            self._sequence = self._sequence % SEQUENCE_MAX + 1
-            if self._sequence not in self._requests:
-                return self._sequence
+        sequence = self._sequence % SEQUENCE_MAX + 1
+        while sequence in self._requests:
+            sequence = sequence % SEQUENCE_MAX + 1
+        return sequence
 
     def _odd(self, what: str) -> None:
         SMPP_ODD.labels(self._config.account_id, what).inc()
@@ -431,9 +484,8 @@ class Session:
         self._keeper: asyncio.Task[None] | None = None
         self._refused: BindRefused | None = None
         self._closed = False
-        # Slots of the window that are taken, and those who wait for one, first come first served.
-        self._taken = 0
-        self._waiting: deque[_Waiter] = deque()
+        # Who waits for room in the window, first come first served.
+        self._waiting: deque[_Request] = deque()
         self._look_due = False
 
     @property
@@ -467,19 +519,26 @@ class Session:
             BindRefused: there is no session because the SMSC lets nobody in.
             NoAnswer: it was sent, and what became of it is not known.
         """
-        self.start()
-        while True:
-            await self._take_slot(start_by)
-            try:
-                connection = self._connection
-                if connection is not None and connection.takes:
-                    return await connection.request(Command.SUBMIT_SM, body, self._config.response_s)
-            except _NotWritten:
-                # Surely not sent: again, on the next connection, while there is time.
-                continue
-            finally:
-                self._taken -= 1
-                self._grant()
+        if self._keeper is None:
+            self.start()
+        if self._closed:
+            raise NotSent("the session is closed")
+        loop = self._running_loop()
+        if loop.time() >= start_by:
+            raise NotSent("no time left")
+        request = _Request(Command.SUBMIT_SM, body, loop.create_future(), start_by)
+        connection = self._connection
+        if not self._waiting and connection is not None and self._has_room(connection):
+            connection.put(request, self._config.response_s)
+        elif self._refused is not None:
+            raise BindRefused(self._refused.status)
+        else:
+            self._wait(request)
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._give_up(request)
+            raise
 
     async def close(self) -> None:
         """Unbind and disconnect; who waits hears `NotSent`."""
@@ -494,65 +553,67 @@ class Session:
 
     # The window.
 
-    async def _take_slot(self, start_by: float) -> None:
-        if self._closed:
-            raise NotSent("the session is closed")
-        now = self.now()
-        if now >= start_by:
-            raise NotSent("no time left")
-        if not self._waiting and self._has_room():
-            self._taken += 1
-            return
-        if self._refused is not None:
-            raise BindRefused(self._refused.status)
-        # Without a session one is waited for as long as making one may take.
-        until = start_by if self.bound else min(start_by, now + self._config.connect_s)
-        waiter = _Waiter(self._running_loop().create_future(), until)
-        self._waiting.append(waiter)
+    def _wait(self, request: _Request, *, first: bool = False) -> None:
+        """Have a request wait for its turn; without a session as long as making one may take."""
+        start_by = request.start_by
+        request.until = start_by if self.bound else min(start_by, self.now() + self._config.connect_s)
+        if first:
+            self._waiting.appendleft(request)
+        else:
+            self._waiting.append(request)
         if not self._look_due:
             self._look_due = True
             self._running_loop().call_later(LOOK_S, self._look)
-        try:
-            await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.cancelled():
-                with suppress(ValueError):
-                    self._waiting.remove(waiter)
-            elif waiter.future.exception() is None:
-                # The slot came at the same moment.
-                self._taken -= 1
-                self._grant()
-            raise
+
+    def _wait_again(self, requests: Sequence[_Request]) -> None:
+        """Those that a connection did not write: surely not sent, so they go over the next one, while there is time."""
+        now = self.now()
+        for request in reversed(requests):
+            if self._closed:
+                request.future.set_exception(NotSent("the session is closed"))
+            elif now >= request.start_by:
+                request.future.set_exception(NotSent("no time left"))
+            else:
+                self._wait(request, first=True)
+
+    def _give_up(self, request: _Request) -> None:
+        """Forget a request that nobody waits for any more."""
+        if request.sequence and self._connection is not None:
+            self._connection.forget(request)
+        else:
+            with suppress(ValueError):
+                self._waiting.remove(request)
 
     def _look(self) -> None:
         """End the waits whose time is over."""
         now = self.now()
-        late = [waiter for waiter in self._waiting if waiter.until <= now]
-        for waiter in late:
-            self._waiting.remove(waiter)
-            if not waiter.future.done():
+        late = [request for request in self._waiting if request.until <= now]
+        for request in late:
+            self._waiting.remove(request)
+            if not request.future.done():
                 bound = self.bound
                 why = "no room in the window in time" if bound else "no session in time"
-                waiter.future.set_exception(NotSent(why, unreachable=not bound))
+                request.future.set_exception(NotSent(why, unreachable=not bound))
         self._look_due = bool(self._waiting)
         if self._look_due:
             self._running_loop().call_later(LOOK_S, self._look)
 
-    def _has_room(self) -> bool:
-        return self._taken < self._config.window and self._connection is not None and self._connection.takes
+    def _has_room(self, connection: _Connection) -> bool:
+        return connection.submits < self._config.window and connection.takes
 
     def _grant(self) -> None:
-        while self._waiting and self._has_room():
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                self._taken += 1
-                waiter.future.set_result(None)
+        """Give those whose turn it is to the connection."""
+        connection = self._connection
+        while self._waiting and connection is not None and self._has_room(connection):
+            request = self._waiting.popleft()
+            if not request.future.done():
+                connection.put(request, self._config.response_s)
 
     def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.future.done():
-                waiter.future.set_exception(error())
+            request = self._waiting.popleft()
+            if not request.future.done():
+                request.future.set_exception(error())
 
     # The connection.
 
@@ -592,7 +653,7 @@ class Session:
 
     async def _connect(self) -> _Connection:
         config, loop = self._config, asyncio.get_running_loop()
-        connection = _Connection(config, self._deliver, self._grant)
+        connection = _Connection(config, self._deliver, self._grant, self._wait_again)
         try:
             async with asyncio.timeout(config.connect_s):
                 await loop.create_connection(
