@@ -11,7 +11,8 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
     """A call was refused for a reason that its caller can act on; nothing was changed.
 
     Parameters: `code` the gRPC status; `reason` an UPPER_SNAKE word from the documented list; `message` one sentence
-    for a person; `metadata` figures and names that belong to the reason; `fields` violations by field name.
+    for a person; `metadata` figures and names that belong to the reason; `fields` violations by field name;
+    `retry_seconds` after which the same call may succeed, where that is known.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
         *,
         metadata: Mapping[str, str] | None = None,
         fields: Mapping[str, str] | None = None,
+        retry_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -29,6 +31,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
         self.message = message
         self.metadata = dict(metadata or {})
         self.fields = dict(fields or {})
+        self.retry_seconds = retry_seconds
 
     def __repr__(self) -> str:
         return f"Refusal({self.code.name}, {self.reason}, {self.message!r})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -14,7 +16,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 def to_status(refusal: Refusal, domain: str) -> status_pb2.Status:
-    """The refusal with ErrorInfo and, for violated fields, BadRequest."""
+    """The refusal with ErrorInfo and, for violated fields, BadRequest, for a known wait RetryInfo."""
     status = status_pb2.Status(code=refusal.code.value[0], message=refusal.message)
     info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=domain, metadata=refusal.metadata)
     detail = any_pb2.Any()
@@ -28,6 +30,12 @@ def to_status(refusal: Refusal, domain: str) -> status_pb2.Status:
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.BadRequest(field_violations=violations))
         status.details.append(detail)
+    if refusal.retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(math.ceil(refusal.retry_seconds * 1_000))
+        detail = any_pb2.Any()
+        detail.Pack(retry)
+        status.details.append(detail)
     return status
 
 
@@ -39,18 +47,28 @@ def to_trailers(refusal: Refusal, domain: str) -> tuple[tuple[str, bytes], ...]:
 def from_error(error: grpc.aio.AioRpcError) -> Refusal:
     """The refusal that a server sent, or one made of the bare status."""
     reason, metadata, fields = error.code().name, {}, {}
+    retry_seconds = None
     try:
         # The library's annotations know the synchronous call only; the asyncio error has what it reads.
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
     except ValueError:
         status = None
     for detail in status.details if status is not None else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             reason, metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
             fields = {violation.field: violation.description for violation in bad.field_violations}
-    return Refusal(error.code(), reason, error.details() or error.code().name, metadata=metadata, fields=fields)
+        elif detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToMilliseconds() / 1_000
+    return Refusal(
+        error.code(),
+        reason,
+        error.details() or error.code().name,
+        metadata=metadata,
+        fields=fields,
+        retry_seconds=retry_seconds,
+    )
 
 
 def from_item(code: int, reason: str, message: str, metadata: dict[str, str]) -> Refusal:

@@ -52,6 +52,7 @@ SERVICES = (
     ("costcenter.v1.CostCenterJobs", "costcenter.jobs_service", "port 50051"),
     ("smsgateway.v1.SmsGateway", "smsgateway.service", "port 50052"),
     ("smsgateway.v1.Routing", "smsgateway.routing_service", "port 50052"),
+    ("smsgateway.v1.SenderRules", "smsgateway.rule_service", "port 50052"),
 )
 
 CRASH_POINTS_INTRODUCTION = """# Crash points

@@ -31,6 +31,9 @@ class CrashPoint:
 POINTS: Mapping[str, CrashPoint] = {
     # A single message on its way into its queue.
     "gateway.single.recording": CrashPoint("the call was taken in", "the message is recorded as being accepted"),
+    "gateway.single.judged": CrashPoint(
+        "messages are written and judged by suppressions and frequencies", "that is committed"
+    ),
     "gateway.single.recorded": CrashPoint("the message is recorded as being accepted", "its segments are frozen"),
     "gateway.single.frozen": CrashPoint("the cost centre has answered to the freeze", "the answer is recorded"),
     "gateway.single.queued": CrashPoint("the message is recorded as queued, with its reply", "it is pushed to Redis"),
@@ -39,6 +42,9 @@ POINTS: Mapping[str, CrashPoint] = {
     "gateway.entry.noting": CrashPoint("dispatches are in their queues, callers are answered", "it is noted where"),
     # A batch.
     "gateway.batch.recording": CrashPoint("the batch was read whole", "it is recorded as being accepted"),
+    "gateway.batch.judged": CrashPoint(
+        "a batch's numbers are judged by suppressions and frequencies, and counted", "that is committed"
+    ),
     "gateway.batch.recorded": CrashPoint("the batch is recorded as being accepted", "its segments are frozen"),
     "gateway.batch.frozen": CrashPoint("the cost centre has answered to the freeze", "messages and chunks are stored"),
     "gateway.batch.storing": CrashPoint("messages and chunks are written", "their transaction is committed"),
@@ -70,6 +76,7 @@ POINTS: Mapping[str, CrashPoint] = {
     # A message or a chunk on its way to the carrier.
     "worker.dispatch.read": CrashPoint("an entry is read from its queue", "its dispatch is claimed"),
     "worker.dispatch.claimed": CrashPoint("the dispatch is claimed", "it is paid for"),
+    "worker.dispatch.over": CrashPoint("a dispatch is found past its validity", "that it failed is recorded"),
     "worker.dispatch.paid": CrashPoint("the cost centre has answered to the payment", "the dispatch is marked"),
     "worker.dispatch.marked": CrashPoint("the dispatch is marked as being submitted", "the carrier is called"),
     "worker.dispatch.answered": CrashPoint("the carrier has answered", "what became of the call is recorded"),

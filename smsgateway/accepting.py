@@ -11,22 +11,26 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import structlog
 
 from infra.crash_points import reach
-from infra.database import Database
+from infra.database import Connection, Database
 from infra.errors import Refusal, idempotency_conflict, unavailable
 from infra.grouping import Grouper
 from infra.heartbeat import Watchdog
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.metrics import GROUP_SIZE, GROUP_WAIT_SECONDS, GROUP_WAITING
-from smsgateway.schema import Mode
+from smsgateway.rules import NO_LIMITS, Limits, black_listed, frequency_limited, opted_out
+from smsgateway.schema import Mode, SuppressionKind
 from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler, now_ms
 from smsgateway.store import accepting as store
+from smsgateway.store import rule_checks
 from smsgateway.store.accepting import Abandoned, Key, NewMessage
+from smsgateway.store.rule_checks import Ask, Blocked
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +39,13 @@ _GROUP = "accept"
 
 @dataclass(slots=True)
 class Single:
-    """A single message that a caller asks for, validated: the number in E.164, the text counted."""
+    """A single message that a caller asks for, validated: the number in E.164, the final text counted.
+
+    `content` what tells it from another under the same request_id: what was asked for, not what the rules made of it;
+    `due_at`, `valid_from` and `valid_ms` as of `NewMessage`; `subject` and `limits` by which its number is counted,
+    none set: it is not; `suppressed`: suppressions are to be looked up; `refusal` by a rule: only a call that was
+    answered before gets another reply.
+    """
 
     brand_id: int
     request_id: str
@@ -43,12 +53,25 @@ class Single:
     mobile: str
     text: str
     segments: int
+    content: str = ""
+    due_at: datetime | None = None
+    valid_from: datetime | None = None
+    valid_ms: int | None = None
+    subject: str = ""
+    limits: Limits = NO_LIMITS
+    suppressed: bool = False
+    refusal: Refusal | None = None
     asked_at: float = field(default_factory=time.monotonic)
 
     def fingerprint(self) -> bytes:
         """What tells this content from another under the same request_id."""
-        content = f"{self.sms_type}\0{self.mobile}\0{self.text}"
+        content = f"{self.sms_type}\0{self.mobile}\0{self.content}"
         return hashlib.sha256(content.encode()).digest()
+
+    @property
+    def is_judged_by_records(self) -> bool:
+        """Whether it needs more than its own text to be judged."""
+        return self.suppressed or bool(self.limits)
 
 
 @dataclass(slots=True)
@@ -94,12 +117,14 @@ class SingleAcceptor:
         """Accept a message; return the reply and whether it was given before.
 
         A caller who is gone (cancelled) before its group starts leaves nothing behind; later its message is accepted.
-        Raises the cost centre's refusal as it came; ALREADY_EXISTS (IDEMPOTENCY_CONFLICT); RESOURCE_EXHAUSTED
-        (OVERLOADED) when `accept_queue_max` messages wait; UNAVAILABLE when the same call with the same request_id
-        settles it; the database's errors, which mean the same.
+        Raises the refusal of a rule; the cost centre's refusal as it came; ALREADY_EXISTS (IDEMPOTENCY_CONFLICT);
+        RESOURCE_EXHAUSTED (OVERLOADED) when `accept_queue_max` messages wait; UNAVAILABLE when the same call with the
+        same request_id settles it; the database's errors, which mean the same.
         """
         name = (single.brand_id, single.request_id)
         fingerprint = single.fingerprint()
+        if single.refusal is not None:
+            return await self._replied(single, single.refusal, fingerprint), True
         while (call := self._calls.get(name)) is not None and call.key.fingerprint != fingerprint:
             # Whether the request_id is taken is known when the first call has ended: a refusal does not take it.
             assert call.future is not None
@@ -115,6 +140,15 @@ class SingleAcceptor:
     async def close(self) -> None:
         """Accept what waits, and nothing new."""
         await self._grouper.close()
+
+    async def _replied(self, single: Single, refusal: Refusal, fingerprint: bytes) -> sms_gateway_pb2.SendSmsResponse:
+        """The reply that the same call got before its text broke a rule; else the refusal is raised."""
+        key = Key(single.brand_id, Mode.SINGLE, single.request_id, "", fingerprint)
+        async with self._database.connection() as connection:
+            found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
+        if found is None or found.fingerprint != fingerprint or found.reply is None:
+            raise refusal
+        return sms_gateway_pb2.SendSmsResponse.FromString(found.reply)
 
     async def _reply(self, call: _Call) -> tuple[sms_gateway_pb2.SendSmsResponse, bool]:
         assert call.future is not None
@@ -146,13 +180,27 @@ class SingleAcceptor:
     ) -> tuple[list[_Call], list[Abandoned]]:
         """Record what is new; tell what is known into `outcomes`; return the calls that are to be frozen."""
         calls = sorted(calls, key=lambda call: (call.key.brand_id, call.key.request_id))
-        async with self._database.statement() as connection:
+        judged = any(call.single.is_judged_by_records for call in calls)
+        # What is judged is recorded, counted, and forgotten again where it is refused, in one transaction.
+        async with self._database.connection() if judged else self._database.statement() as connection:
             new = await store.record_messages(connection, [(call.key, _new_message(call)) for call in calls])
+            if judged:
+                await self._judge(connection, [call for call in calls if call.key.target_id in new], outcomes)
+                reach("gateway.single.judged")
             old = [call for call in calls if call.key.target_id not in new]
             known = await store.find_keys(connection, [call.key for call in old]) if old else {}
+            under_way = [
+                Key(call.key.brand_id, call.key.operation, call.key.request_id, found.target_id, found.fingerprint)
+                for call in old
+                if (found := known.get((call.key.brand_id, call.key.request_id))) is not None and found.reply is None
+            ]
+            recorded = await store.accepting_messages(connection, under_way) if under_way else {}
         open_calls, items = [], []
         for call in calls:
-            target_id = call.key.target_id
+            if id(call) in outcomes:
+                continue
+            single, target_id = call.single, call.key.target_id
+            segments, held = single.segments, single.due_at is not None
             if target_id not in new:
                 call.repeated = True
                 found = known.get((call.key.brand_id, call.key.request_id))
@@ -166,10 +214,36 @@ class SingleAcceptor:
                     outcomes[id(call)] = sms_gateway_pb2.SendSmsResponse.FromString(found.reply)
                     continue
                 target_id = found.target_id
+                segments, held = recorded.get(target_id, (segments, held))
             open_calls.append(call)
-            single = call.single
-            items.append(Abandoned(single.brand_id, target_id, single.request_id, single.sms_type, single.segments))
+            items.append(Abandoned(single.brand_id, target_id, single.request_id, single.sms_type, segments, held))
         return open_calls, items
+
+    async def _judge(
+        self,
+        connection: Connection,
+        calls: list[_Call],
+        outcomes: dict[int, sms_gateway_pb2.SendSmsResponse | Refusal],
+    ) -> None:
+        """Forget those of these new calls that suppressions or frequencies refuse; tell it into `outcomes`."""
+        asks = [
+            Ask(
+                call.single.brand_id,
+                call.single.sms_type,
+                call.single.subject,
+                call.single.mobile,
+                call.key.target_id,
+                call.single.suppressed,
+                call.single.limits,
+            )
+            for call in calls
+        ]
+        blocked = await rule_checks.check(connection, asks)
+        if not blocked:
+            return
+        for place, why in blocked.items():
+            outcomes[id(calls[place])] = blocked_refusal(why, calls[place].single.limits)
+        await store.delete_accepting_messages(connection, [calls[place].key for place in sorted(blocked)])
 
 
 def _new_message(call: _Call) -> NewMessage:
@@ -182,4 +256,17 @@ def _new_message(call: _Call) -> NewMessage:
         single.mobile,
         single.text,
         single.segments,
+        single.due_at,
+        single.valid_from,
+        single.valid_ms,
+        single.subject if single.limits else None,
     )
+
+
+def blocked_refusal(blocked: Blocked, limits: Limits) -> Refusal:
+    """The refusal of a message that suppressions or frequencies stop."""
+    if blocked.kind is SuppressionKind.BLACK_LIST:
+        return black_listed()
+    if blocked.kind is SuppressionKind.OPT_OUT:
+        return opted_out()
+    return frequency_limited(limits, blocked.sent_at, blocked.now)

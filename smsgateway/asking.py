@@ -12,11 +12,12 @@ from infra.errors import Refusal, invalid_fields
 from infra.identifiers import brand_of
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.accepting import Single
-from smsgateway.batch_accepting import Batch
+from smsgateway.batch_accepting import Batch, no_valid_recipient
 from smsgateway.metrics import TYPE_NAMES
 from smsgateway.mobile import DOMESTIC_PREFIX, InvalidMobile, mask_mobile, normalize_mobile
 from smsgateway.segmentation import SegmentCount, SegmentRule, count_segments, count_segments_by_rule
 from smsgateway.settings import Settings
+from smsgateway.terms import Judge, Terms, content_of, lenient_judge
 
 _REQUEST_ID_CHARACTERS_MAX = 64
 _RAW_MOBILE_SHOWN = 32
@@ -41,13 +42,17 @@ def identified_brand(identifier: str, missing: Refusal) -> int:
     return brand_id
 
 
-def single(request: sms_gateway_pb2.SendSmsRequest, settings: Settings) -> Single:
-    """The message of a call. Raises INVALID_ARGUMENT with every field that breaks its rule."""
+def single(request: sms_gateway_pb2.SendSmsRequest, settings: Settings, judge: Judge | None = None) -> Single:
+    """The message of a call, judged by the rules of its brand. Raises INVALID_ARGUMENT with every field that breaks its
+    rule.
+    """
+    judge = judge or lenient_judge(settings)
     violations: Violations = {}
     _check_request_id(request.request_id, "request_id", violations)
     _check_type(request.sms_type, "sms_type", violations)
-    text = request.text
-    _check_text(text, "text", violations, settings)
+    if not request.template_id:
+        _check_text(request.text, "text", violations, settings)
+    judge.check(request, violations)
     mobile = ""
     try:
         mobile = normalize_mobile(request.mobile)
@@ -55,8 +60,23 @@ def single(request: sms_gateway_pb2.SendSmsRequest, settings: Settings) -> Singl
         violations["mobile"] = error.rule
     if violations:
         raise invalid_fields(violations)
-    segments = count_segments(text, mobile).segments
-    return Single(request.brand_id, request.request_id, request.sms_type, mobile, text, segments)
+    terms = judge.terms(request)
+    return Single(
+        request.brand_id,
+        request.request_id,
+        request.sms_type,
+        mobile,
+        terms.text,
+        count_segments(terms.text, mobile).segments,
+        content_of(request),
+        terms.due_of(mobile),
+        terms.valid_from,
+        terms.valid_ms,
+        terms.subject,
+        terms.limits,
+        terms.suppressed,
+        terms.refusal,
+    )
 
 
 def counted(request: sms_gateway_pb2.CountSegmentsRequest, settings: Settings) -> SegmentCount:
@@ -91,35 +111,48 @@ def listed_identifier(identifier: str, brand_id: int, field: str, rule: str) -> 
     return identifier
 
 
-def batch_header(header: sms_gateway_pb2.BatchHeader, settings: Settings) -> None:
-    """Check a header. Raises INVALID_ARGUMENT with every field that breaks its rule."""
+def batch_header(header: sms_gateway_pb2.BatchHeader, settings: Settings, judge: Judge | None = None) -> Terms:
+    """Check a header and judge it by the rules of its brand. Raises INVALID_ARGUMENT with every field that breaks its
+    rule.
+    """
+    judge = judge or lenient_judge(settings)
     violations: Violations = {}
     _check_request_id(header.request_id, "header.request_id", violations)
     _check_type(header.sms_type, "header.sms_type", violations)
-    _check_text(header.text, "header.text", violations, settings)
+    if not header.template_id:
+        _check_text(header.text, "header.text", violations, settings)
+    judge.check(header, violations, "header.")
     if not 0 <= header.recipient_count <= settings.batch_recipients_max:
         violations["header.recipient_count"] = f"must be 0 to {settings.batch_recipients_max}"
     if violations:
         raise invalid_fields(violations)
+    return judge.terms(header, "header.")
 
 
 class BatchReader:
     """Reads the recipients of a batch and sorts the good from the bad.
 
-    `hold` is told of recipients before they are taken, and may refuse them.
+    `hold` is told of recipients before they are taken, and may refuse them; `terms` what the rules make of the header.
     """
 
-    def __init__(self, header: sms_gateway_pb2.BatchHeader, settings: Settings, hold: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        header: sms_gateway_pb2.BatchHeader,
+        settings: Settings,
+        hold: Callable[[int], None],
+        terms: Terms | None = None,
+    ) -> None:
+        self._terms = terms or Terms(text=header.text)
         self._hold = hold
         self._header = header
         self._settings = settings
         self._limit = header.recipient_count or settings.batch_recipients_max
-        # A dictionary is a set that keeps its order.
-        self._mobiles: dict[str, None] = {}
+        # By number, in their order, the place of each in the stream.
+        self._mobiles: dict[str, int] = {}
         self._bad: list[sms_gateway_pb2.BadRecipient] = []
         self._bad_count = 0
         self._read = 0
-        self._digest = hashlib.sha256(f"{header.sms_type:d}\0{header.text}\0".encode())
+        self._digest = hashlib.sha256(f"{header.sms_type:d}\0{content_of(header)}\0".encode())
 
     async def read(self, parts: AsyncIterator[sms_gateway_pb2.SendBatchSmsRequest]) -> Batch:
         """Read to the end of the stream.
@@ -167,7 +200,7 @@ class BatchReader:
             if mobile in known:
                 self._refuse(index, raw, "DUPLICATE_NUMBER")
             else:
-                known[mobile] = None
+                known[mobile] = index
         self._read += len(mobiles)
 
     def _refuse(self, index: int, raw: str, reason: str) -> None:
@@ -181,24 +214,23 @@ class BatchReader:
         if header.recipient_count and header.recipient_count != self._read:
             raise self._other_count(str(self._read))
         if not self._mobiles:
-            raise Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "NO_VALID_RECIPIENT",
-                "the batch has no recipient that can be sent to",
-                metadata={"bad_recipients": str(self._bad_count)},
-            )
+            raise no_valid_recipient(self._bad_count)
+        text = self._terms.text
         return Batch(
             brand_id=header.brand_id,
             request_id=header.request_id,
             sms_type=header.sms_type,
-            text=header.text,
+            text=text,
             mobiles=list(self._mobiles),
-            domestic_segments=count_segments_by_rule(header.text, SegmentRule.DOMESTIC).segments,
-            international_segments=count_segments_by_rule(header.text, SegmentRule.INTERNATIONAL).segments,
+            domestic_segments=count_segments_by_rule(text, SegmentRule.DOMESTIC).segments,
+            international_segments=count_segments_by_rule(text, SegmentRule.INTERNATIONAL).segments,
             domestic_prefix=DOMESTIC_PREFIX,
             bad=self._bad,
             bad_count=self._bad_count,
             fingerprint=self._digest.digest(),
+            places=list(self._mobiles.values()),
+            bad_max=self._settings.batch_bad_listed_max,
+            terms=self._terms,
         )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Self
 
+import grpc
 import structlog
 
 from infra.crash_points import reach
@@ -14,14 +17,18 @@ from infra.database import Connection, Database
 from infra.errors import Refusal, idempotency_conflict, not_found, overloaded, unavailable
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import sms_gateway_pb2
+from smsgateway.accepting import blocked_refusal
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient, Unsettled
+from smsgateway.metrics import RULE_REFUSALS, TYPE_NAMES
+from smsgateway.mobile import mask_mobile
 from smsgateway.queues import QueueItem
+from smsgateway.rules import day_begins
 from smsgateway.schema import Mode
 from smsgateway.settings import Settings
 from smsgateway.settling import freeze_request, now_ms, owed_back, release_owed
 from smsgateway.store import accepting as store
-from smsgateway.store import outbox
+from smsgateway.store import outbox, rule_checks
 from smsgateway.store.accepting import (
     Abandoned,
     Accepted,
@@ -31,17 +38,23 @@ from smsgateway.store.accepting import (
     NewBatch,
     NewChunk,
 )
+from smsgateway.store.rule_checks import Ask
+from smsgateway.terms import NO_TERMS, Terms
+from smsgateway.zones import country_code, zones_of
 
 log = structlog.get_logger(__name__)
+
+# Numbers in one statement that looks suppressions up and counts.
+_JUDGED_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A batch that a caller asks for, read whole and validated.
 
-    `mobiles` are in E.164, none twice; `segments` the segments of each by whether it is domestic; `bad` what was
-    refused of the recipients, the first of them; `fingerprint` what tells this content from another under the same
-    request_id.
+    `mobiles` are in E.164, none twice, at `places` in the stream; `text` the final one and `segments` the segments of
+    each by whether it is domestic; `bad` what was refused of the recipients, the first `bad_max` of them; `fingerprint`
+    what tells this content from another under the same request_id; `terms` what the sender's rules ask of it.
     """
 
     brand_id: int
@@ -55,6 +68,9 @@ class Batch:
     bad: Sequence[sms_gateway_pb2.BadRecipient]
     bad_count: int
     fingerprint: bytes
+    places: Sequence[int] = ()
+    bad_max: int = 0
+    terms: Terms = NO_TERMS
 
     def segments_of(self, mobile: str) -> int:
         """Segments of the message to a number."""
@@ -64,6 +80,55 @@ class Batch:
         """Segments of all messages."""
         domestic = sum(1 for mobile in self.mobiles if mobile.startswith(self.domestic_prefix))
         return domestic * self.domestic_segments + (len(self.mobiles) - domestic) * self.international_segments
+
+    def by_due(self) -> dict[datetime | None, Sequence[str]]:
+        """The numbers by the moment before which they must not be sent to; None: at once."""
+        terms = self.terms
+        if terms.quiet is None:
+            return {terms.due_at: self.mobiles}
+        due: dict[str, datetime | None] = {}
+        found: dict[datetime | None, list[str]] = {}
+        for mobile in self.mobiles:
+            code = "86" if mobile.startswith(self.domestic_prefix) else country_code(mobile)
+            if code not in due:
+                due[code] = day_begins(terms.quiet, zones_of(code), terms.moment) or terms.due_at
+            found.setdefault(due[code], []).append(mobile)
+        return dict(found)
+
+    def without(self, refused: Mapping[int, str]) -> Batch:
+        """The batch without some of its numbers, given by index with the reason. Raises INVALID_ARGUMENT
+        (NO_VALID_RECIPIENT) when none is left.
+        """
+        kept = [index for index in range(len(self.mobiles)) if index not in refused]
+        bad = [
+            *self.bad,
+            *(
+                sms_gateway_pb2.BadRecipient(
+                    index=self.places[index], mobile=mask_mobile(self.mobiles[index]), reason=reason
+                )
+                for index, reason in refused.items()
+            ),
+        ]
+        bad.sort(key=lambda each: each.index)
+        if not kept:
+            raise no_valid_recipient(self.bad_count + len(refused))
+        return replace(
+            self,
+            mobiles=[self.mobiles[index] for index in kept],
+            places=[self.places[index] for index in kept],
+            bad=bad[: self.bad_max],
+            bad_count=self.bad_count + len(refused),
+        )
+
+
+def no_valid_recipient(bad_count: int) -> Refusal:
+    """INVALID_ARGUMENT (NO_VALID_RECIPIENT)."""
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "NO_VALID_RECIPIENT",
+        "the batch has no recipient that can be sent to",
+        metadata={"bad_recipients": str(bad_count)},
+    )
 
 
 class BatchAcceptor:
@@ -89,23 +154,19 @@ class BatchAcceptor:
     async def send(self, batch: Batch) -> tuple[sms_gateway_pb2.SendBatchSmsResponse, bool]:
         """Accept a batch; return the reply and whether it was given before.
 
-        Raises as `SingleAcceptor.send`. A caller who is gone before the end may leave a freeze; after
+        Raises as `SingleAcceptor.send`, and INVALID_ARGUMENT (NO_VALID_RECIPIENT) when suppressions or frequencies
+        refuse every number. A caller who is gone before the end may leave a freeze; after
         `accepting_seconds` it is undone, unless the caller comes again with the same request_id.
         """
         new_id = self._identifiers.new(batch.brand_id, now_ms())
         key = Key(batch.brand_id, Mode.BATCH, batch.request_id, new_id, batch.fingerprint)
-        record = NewBatch(
-            batch.brand_id,
-            new_id,
-            batch.request_id,
-            batch.sms_type,
-            batch.text,
-            len(batch.mobiles),
-            batch.segments(),
-        )
+        if batch.terms.refusal is not None:
+            return await self._replied(key, batch.terms.refusal), True
         reach("gateway.batch.recording")
         async with self._database.connection() as connection:
             if await store.insert_keys(connection, [key]):
+                batch = await self._judged(connection, batch, new_id)
+                record = _record(batch, new_id)
                 await store.insert_batch(connection, record)
                 found = None
             else:
@@ -119,22 +180,79 @@ class BatchAcceptor:
             if found.reply is not None:
                 return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply), True
             key = Key(key.brand_id, key.operation, key.request_id, found.target_id, key.fingerprint)
-            record = NewBatch(
-                record.brand_id,
-                found.target_id,
-                record.request_id,
-                record.sms_type,
-                record.text,
-                record.accepted,
-                record.segments,
-            )
+            batch = await self._under_way(batch, found.target_id)
+            record = _record(batch, found.target_id)
         return await self._settle(batch, key, record), found is not None
+
+    async def is_known(self, brand_id: int, request_id: str) -> bool:
+        """Whether a batch with this request_id was accepted, or is being."""
+        async with self._database.connection() as connection:
+            return bool(await store.find_keys(connection, [Key(brand_id, Mode.BATCH, request_id, "", b"")]))
+
+    async def _replied(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
+        """The reply that the same call got before its text broke a rule; else the refusal is raised."""
+        async with self._database.connection() as connection:
+            found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
+        if found is None or found.fingerprint != key.fingerprint or found.reply is None:
+            raise refusal
+        return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply)
+
+    async def _judged(self, connection: Connection, batch: Batch, batch_id: str) -> Batch:
+        """The batch without the numbers that suppressions or frequencies stop; those that are left are counted."""
+        terms = batch.terms
+        if not terms.are_judged_by_records:
+            return batch
+        # Numbers in order: everybody locks what is counted in the same one.
+        order = sorted(range(len(batch.mobiles)), key=batch.mobiles.__getitem__)
+        refused: dict[int, str] = {}
+        for start in range(0, len(order), _JUDGED_AT_ONCE):
+            page = order[start : start + _JUDGED_AT_ONCE]
+            asks = [
+                Ask(
+                    batch.brand_id,
+                    batch.sms_type,
+                    terms.subject,
+                    batch.mobiles[index],
+                    batch_id,
+                    terms.suppressed,
+                    terms.limits,
+                )
+                for index in page
+            ]
+            blocked = await rule_checks.check(connection, asks)
+            refused |= {page[place]: blocked_refusal(why, terms.limits).reason for place, why in blocked.items()}
+        for reason, messages in Counter(refused.values()).items():
+            RULE_REFUSALS.labels(TYPE_NAMES[batch.sms_type], reason).inc(messages)
+        reach("gateway.batch.judged")
+        return batch.without(refused) if refused else batch
+
+    async def _under_way(self, batch: Batch, batch_id: str) -> Batch:
+        """The batch as another call of the same request_id has recorded it. Raises UNAVAILABLE when the rules have made
+        another of it meanwhile: then what was recorded is undone soon.
+        """
+        async with self._database.connection() as connection:
+            recorded = await store.lock_accepting_batch(connection, batch.brand_id, batch_id)
+            if recorded is not None:
+                batch = await self._judged(connection, batch, batch_id)
+                record = _record(batch, batch_id)
+                if recorded == (record.text, record.accepted, record.segments, record.held):
+                    return batch
+            elif not batch.terms.are_judged_by_records:
+                return batch
+            raise unavailable("the first call of this request_id has not ended; call again with the same request_id")
 
     async def _settle(self, batch: Batch, key: Key, record: NewBatch) -> sms_gateway_pb2.SendBatchSmsResponse:
         try:
             frozen = await self._ledger.freeze(
                 freeze_request(
-                    Abandoned(record.brand_id, record.batch_id, record.request_id, record.sms_type, record.segments)
+                    Abandoned(
+                        record.brand_id,
+                        record.batch_id,
+                        record.request_id,
+                        record.sms_type,
+                        record.segments,
+                        record.held,
+                    )
                 )
             )
         except Unsettled:
@@ -167,11 +285,23 @@ class BatchAcceptor:
                     await copy.write(rows.text(chunk.dispatch_id, messages))
                     # A hundred chunks in a row would hold up every other call.
                     await asyncio.sleep(0)
-            await store.insert_chunks(connection, record, frozen.order_no, chunks)
+            await store.insert_chunks(
+                connection,
+                record,
+                frozen.order_no,
+                chunks,
+                valid_from=batch.terms.valid_from,
+                valid_ms=batch.terms.valid_ms,
+            )
             reach("gateway.batch.storing")
         reach("gateway.batch.queued")
         await self._queue.push(
-            [QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id) for chunk in chunks]
+            [
+                QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id)
+                for chunk in chunks
+                # What is held is pushed by a sweeper when it is due.
+                if chunk.due_at is None
+            ]
         )
         reach("gateway.batch.pushed")
         return reply
@@ -179,13 +309,14 @@ class BatchAcceptor:
     def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
         at_ms, step = now_ms(), self._chunk_messages(batch.brand_id, batch.sms_type)
         new = self._identifiers.new
-        for start in range(0, len(batch.mobiles), step):
-            messages = [
-                (new(batch.brand_id, at_ms), mobile, batch.segments_of(mobile))
-                for mobile in batch.mobiles[start : start + step]
-            ]
-            segments = sum(segments for _, _, segments in messages)
-            yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments), messages
+        for due_at, mobiles in batch.by_due().items():
+            for start in range(0, len(mobiles), step):
+                messages = [
+                    (new(batch.brand_id, at_ms), mobile, batch.segments_of(mobile))
+                    for mobile in mobiles[start : start + step]
+                ]
+                segments = sum(segments for _, _, segments in messages)
+                yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments, due_at), messages
 
     async def _forget(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
         """Forget a refused batch, unless another call of the same request_id got it accepted meanwhile."""
@@ -207,6 +338,20 @@ class BatchAcceptor:
         # The release must be committed although the call fails.
         await connection.commit()
         raise unavailable("the batch took too long and was undone; call again with the same request_id")
+
+
+def _record(batch: Batch, batch_id: str) -> NewBatch:
+    return NewBatch(
+        batch.brand_id,
+        batch_id,
+        batch.request_id,
+        batch.sms_type,
+        batch.text,
+        len(batch.mobiles),
+        batch.segments(),
+        any(due_at is not None for due_at in batch.by_due()),
+        batch.terms.subject if batch.terms.limits else None,
+    )
 
 
 class BatchPlace:

@@ -38,6 +38,8 @@ class DispatchQueue:
 
     async def push(self, items: Sequence[QueueItem]) -> bool:
         """Queue dispatches; False when Redis did not take them, which is counted and logged, never raised."""
+        if not items:
+            return True
         entries: list[str] = []
 
         async def push() -> None:

@@ -16,6 +16,13 @@ MESSAGES = Counter(
     ["type", "mode", "result"],
     registry=REGISTRY,
 )
+RULE_REFUSALS = Counter(
+    "smsbill_rule_refusals",
+    "Messages that the sender's rules refused, by the reason; a batch whose text is refused before its recipients came"
+    " counts as one",
+    ["type", "reason"],
+    registry=REGISTRY,
+)
 GROUP_SIZE = Histogram(
     "smsbill_gateway_group_size",
     "Calls in one transaction",

@@ -16,8 +16,8 @@ from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
-from protos.smsgateway.v1 import routing_pb2_grpc, sms_gateway_pb2_grpc
-from smsgateway import migrations, routing_service
+from protos.smsgateway.v1 import routing_pb2_grpc, sender_rules_pb2_grpc, sms_gateway_pb2_grpc
+from smsgateway import migrations, routing_service, rule_service
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
@@ -29,6 +29,8 @@ from smsgateway.parked import ParkedWork
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.route_keeping import RouteKeeper
+from smsgateway.rule_book import RuleBook
+from smsgateway.rule_service import SenderRulesService
 from smsgateway.service import PERMISSIONS, SERVICE, SmsGatewayService
 from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler
@@ -119,27 +121,32 @@ class GatewayProcess:
         )
         await accounts.start()
         stack.push_async_callback(accounts.close)
+        book = RuleBook(database, settings)
+        await book.open()
         service = SmsGatewayService(
             database,
             singles,
             BatchAcceptor(database, ledger, queue, identifiers, accounts.chunk_messages),
             BatchCanceller(database, identifiers),
             ParkedWork(database, ledger, identifiers),
+            book,
             settings,
         )
         routes = routing_service.RoutingService(RouteKeeper(database, settings))
+        sender_rules = SenderRulesService(database, settings)
 
         def register(server: grpc.aio.Server) -> None:
             sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server)
             routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
+            sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(sender_rules, server)
 
         server = GrpcServer(
             settings,
             settings.gateway_address,
             authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
-            permissions={**PERMISSIONS, **routing_service.PERMISSIONS},
+            permissions={**PERMISSIONS, **routing_service.PERMISSIONS, **rule_service.PERMISSIONS},
             domain=_DOMAIN,
-            services=[SERVICE, routing_service.SERVICE],
+            services=[SERVICE, routing_service.SERVICE, rule_service.SERVICE],
             register=register,
         )
         if kind.describe(settings) is None:

@@ -174,6 +174,8 @@ batch = Table(
     _moment("created_at"),
     _moment("accepted_at", nullable=True),
     _moment("cancelled_at", nullable=True),
+    Column("held", Boolean, nullable=False, server_default="false"),  # some of it is not due when it is accepted
+    _identifier("subject", nullable=True),  # under which its numbers were counted; null: they were not
     PrimaryKeyConstraint("brand_id", "batch_id"),
     Index("batch_accepting", "created_at", postgresql_where=text("accepted_at is null")),
 )
@@ -207,6 +209,10 @@ dispatch = Table(
     # Tries that met an error of ours. Attempts count marks as well and never go back: they name the calls.
     Column("failures", SmallInteger, nullable=False, server_default="0"),
     Column("last_error", Text, nullable=True),
+    _moment("due_at", nullable=True),  # held or scheduled until then; stays when not_before goes
+    _moment("valid_until", nullable=True),  # not to be sent from then on
+    Column("tried", Boolean, nullable=False, server_default="false"),  # somebody may have paid before the claim
+    _identifier("subject", nullable=True),  # under which its number was counted (see `frequency`); null: it was not
     PrimaryKeyConstraint("brand_id", "dispatch_id"),
     CheckConstraint("messages > 0 and segments > 0", name="dispatch_not_empty"),
     CheckConstraint("state < 2 or order_no is not null", name="dispatch_frozen_before_queued"),
@@ -305,7 +311,6 @@ suppression = Table(
     CheckConstraint("kind between 1 and 2", name="suppression_kind_known"),
 )
 
-
 # Carrier accounts beside the environment's. A rate of 0 is none, and so are a burst, calls at once and an alert of 0.
 carrier_account = Table(
     "carrier_account",
@@ -365,4 +370,77 @@ routing_version = Table(
     Column("id", SmallInteger, nullable=False, autoincrement=False),
     Column("version", BigInteger, nullable=False),
     PrimaryKeyConstraint("id"),
+)
+
+# A brand's own rules; null: as the installation has it. There is a row for each brand that has any of what follows, and
+# for brand 0 when numbers are suppressed for all: gateways see by its moment that they must read again.
+sender_rules = Table(
+    "sender_rules",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False, autoincrement=False),
+    Column("signatures", Boolean, nullable=True),
+    Column("templates", Boolean, nullable=True),
+    Column("suffix", SmallInteger, nullable=True),  # smsgateway.rules.SuffixRule
+    Column("frequency", Boolean, nullable=True),
+    # Messages within any minute, hour and day; 0: any number.
+    Column("verification_limits", ARRAY(Integer), nullable=True),
+    Column("notification_limits", ARRAY(Integer), nullable=True),
+    Column("marketing_limits", ARRAY(Integer), nullable=True),
+    Column("quiet", Boolean, nullable=True),
+    Column("quiet_from", SmallInteger, nullable=True),  # minutes of the day
+    Column("quiet_until", SmallInteger, nullable=True),
+    Column("suppressed", Boolean, nullable=False, server_default="false"),  # it has, or had, suppressions
+    _moment("changed_at"),
+    PrimaryKeyConstraint("brand_id"),
+    CheckConstraint("suffix between 1 and 3", name="sender_rules_suffix_known"),
+    Index("sender_rules_changed_at", "changed_at"),
+)
+
+signature = Table(
+    "signature",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("signature", Text(collation="C"), nullable=False),
+    Column("approval", SmallInteger, nullable=False),  # smsgateway.rules.Approval
+    _moment("created_at"),
+    _moment("changed_at"),
+    PrimaryKeyConstraint("brand_id", "signature"),
+    CheckConstraint("approval between 1 and 3", name="signature_approval_known"),
+)
+
+template = Table(
+    "template",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("template_id"),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("approval", SmallInteger, nullable=False),
+    _moment("created_at"),
+    _moment("changed_at"),
+    PrimaryKeyConstraint("brand_id", "template_id"),
+    CheckConstraint("approval between 1 and 3", name="template_approval_known"),
+)
+
+# What a number got lately: the moments of messages that were accepted and their ids, oldest first, as far as a window
+# reaches back. A row is locked by whoever adds to it, so that limits are exact however many gateways there are.
+frequency = Table(
+    "frequency",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("sms_type", SmallInteger, nullable=False),
+    _identifier("subject"),  # smsgateway.rules.subject_of
+    Column("mobile", Text(collation="C"), nullable=False),
+    Column("sent_at", ARRAY(DateTime(timezone=True)), nullable=False),
+    Column("targets", ARRAY(Text(collation="C")), nullable=False),  # message_id, or batch_id
+    Column("granted", Integer, nullable=False),  # to the statement that wrote the row
+    # What that statement was limited by; null: nothing.
+    Column("per_minute", Integer, nullable=True),
+    Column("per_hour", Integer, nullable=True),
+    Column("per_day", Integer, nullable=True),
+    Column("kept_seconds", Integer, nullable=False),  # the longest of the windows
+    _moment("expires_at"),  # a full hour, so that the index is touched once an hour
+    PrimaryKeyConstraint("brand_id", "sms_type", "subject", "mobile"),
+    Index("frequency_expires_at", "expires_at"),
+    postgresql_with={"fillfactor": "70"},
 )

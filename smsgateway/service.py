@@ -21,12 +21,15 @@ from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
-from smsgateway.metrics import MESSAGES, MODE_NAMES, TYPE_NAMES
+from smsgateway.metrics import MESSAGES, MODE_NAMES, RULE_REFUSALS, TYPE_NAMES
 from smsgateway.parked import ParkedKind, ParkedWork
+from smsgateway.rule_book import RuleBook
+from smsgateway.rules import RULE_REASONS
 from smsgateway.schema import MessageState, Mode
 from smsgateway.settings import Settings
 from smsgateway.store import listing
 from smsgateway.store.parked import Key, ParkedRow
+from smsgateway.terms import Judge
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +62,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         batches: BatchAcceptor,
         canceller: BatchCanceller,
         parked: ParkedWork,
+        book: RuleBook,
         settings: Settings,
     ) -> None:
         self._database = database
@@ -67,6 +71,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self._places = BatchPlaces(settings)
         self._canceller = canceller
         self._parked = parked
+        self._book = book
         self._settings = settings
 
     async def SendSms(
@@ -74,12 +79,13 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
     ) -> sms_gateway_pb2.SendSmsResponse:
         """Accept one message."""
         current_principal().require_brand(asking.required_brand(request.brand_id))
-        single = asking.single(request, self._settings)
+        single = asking.single(request, self._settings, await self._judge(request.brand_id))
         bind_contextvars(request_id=request.request_id)
         try:
             reply, repeated = await self._singles.send(single)
         except (Refusal, *TRANSIENT) as error:
             _count(request.sms_type, Mode.SINGLE, _result(error))
+            _count_rule(request.sms_type, error)
             raise
         _count(request.sms_type, Mode.SINGLE, "repeated" if repeated else "accepted")
         log.info("message accepted", message_id=reply.message_id, brand_id=request.brand_id, repeated=repeated)
@@ -104,6 +110,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
                 reply, repeated = await self._batches.send(batch)
             except (Refusal, *TRANSIENT) as error:
                 _count(batch.sms_type, Mode.BATCH, _result(error), len(batch.mobiles))
+                _count_rule(batch.sms_type, error, len(batch.mobiles))
                 raise
         _count(batch.sms_type, Mode.BATCH, "repeated" if repeated else "accepted", reply.accepted)
         log.info(
@@ -264,8 +271,15 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
             raise invalid_fields({"part": "must be the header first"})
         header = first.header
         current_principal().require_brand(asking.required_brand(header.brand_id, field="header.brand_id"))
-        asking.batch_header(header, self._settings)
-        return await asking.BatchReader(header, self._settings, place.hold).read(parts)
+        terms = asking.batch_header(header, self._settings, await self._judge(header.brand_id))
+        if terms.refusal is not None and not await self._batches.is_known(header.brand_id, header.request_id):
+            _count_rule(header.sms_type, terms.refusal)
+            raise terms.refusal
+        return await asking.BatchReader(header, self._settings, place.hold, terms).read(parts)
+
+    async def _judge(self, brand_id: int) -> Judge:
+        rules = await self._book.rules_of(brand_id)
+        return Judge(rules, self._book.words, self._book.clock(), self._settings)
 
     async def _find_batch(self, brand_id: int, batch_id: str) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
         async with self._database.snapshot() as connection:
@@ -328,6 +342,11 @@ def _parked_item(kind: ParkedKind, row: ParkedRow) -> sms_gateway_pb2.ParkedItem
 
 def _count(sms_type: int, mode: Mode, result: str, messages: int = 1) -> None:
     MESSAGES.labels(TYPE_NAMES[sms_type], MODE_NAMES[mode], result).inc(messages)
+
+
+def _count_rule(sms_type: int, error: BaseException, messages: int = 1) -> None:
+    if isinstance(error, Refusal) and error.reason in RULE_REASONS:
+        RULE_REFUSALS.labels(TYPE_NAMES[sms_type], error.reason).inc(messages)
 
 
 def _result(error: BaseException) -> str:

@@ -184,6 +184,80 @@ class Settings(BaseSettings):
         description="Such notes that wait; beyond it they are dropped, which costs a look-up later",
     )
 
+    # The sender's rules, of brands that have none of their own.
+    sender_rules: str = Field(
+        "off",
+        pattern="^(off|on)$",
+        description="Rules of brands that have not set their own: off: texts go as they are; on: signatures, templates,"
+        " the marketing suffix (appended), frequencies and quiet hours hold for all brands. Suppressions and sensitive"
+        " words always hold",
+    )
+    marketing_suffix: str = Field(
+        "拒收请回复R",
+        min_length=1,
+        max_length=40,
+        description="The end of a marketing text where the rule asks for it; its segments are counted with it",
+    )
+    verification_limits: str = Field(
+        "1,5,10",
+        pattern="^[0-9]{1,4},[0-9]{1,4},[0-9]{1,4}$",
+        description="Verification codes that a number gets within any minute, hour and day, 0: any number; Aliyun's"
+        " defaults",
+    )
+    notification_limits: str = Field(
+        "0,0,50",
+        pattern="^[0-9]{1,4},[0-9]{1,4},[0-9]{1,4}$",
+        description="Notifications of the same template or text that a number gets within any minute, hour and day",
+    )
+    marketing_limits: str = Field(
+        "0,0,50",
+        pattern="^[0-9]{1,4},[0-9]{1,4},[0-9]{1,4}$",
+        description="Marketing of the same template or text that a number gets within any minute, hour and day",
+    )
+    quiet_from: str = Field(
+        "22:00",
+        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="When marketing begins to be held, where the recipient is; Huawei's hours",
+    )
+    quiet_until: str = Field(
+        "08:00",
+        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="When it goes again; the same as quiet_from: it is never held",
+    )
+    sensitive_words_file: Path | None = Field(
+        None,
+        description="File of words that no text may hold: UTF-8, one a line; read again when it changes; not set: none",
+    )
+    sensitive_words_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="Words of that file at most; so many take some 20 MB"
+    )
+    schedule_days_max: float = Field(
+        6,
+        gt=0,
+        le=6.9,
+        description="How far ahead send_at may be: the freeze that holds the segments ends after seven days, and a"
+        " backlog may wait for a day",
+    )
+    rules_refresh_seconds: float = Field(
+        2,
+        gt=0,
+        le=60,
+        description="How long a gateway may go on by rules that have been changed, one small query in that time",
+    )
+    rules_kept_max: int = Field(
+        100_000,
+        ge=1_000,
+        le=10_000_000,
+        description="Brands, signatures and templates that a gateway keeps in memory, some 100 MB at most; the rest is"
+        " read when it is needed",
+    )
+    rules_per_brand_max: int = Field(
+        1_000,
+        ge=1,
+        le=10_000,
+        description="Signatures, and templates, of one brand: a text is held against all of them",
+    )
+
     # PostgreSQL and Redis.
     gateway_database_connections: int = Field(
         12,

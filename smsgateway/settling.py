@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import structlog
+from google.protobuf.duration_pb2 import Duration
 
 from infra.crash_points import reach
 from infra.database import Connection, Database
@@ -24,6 +25,8 @@ from smsgateway.store.outbox import OutboxRow
 
 log = structlog.get_logger(__name__)
 
+_HELD_TIME_TO_LIVE = Duration(seconds=7 * 86_400)
+
 Outcome = sms_gateway_pb2.SendSmsResponse | Refusal
 
 
@@ -33,12 +36,15 @@ def now_ms() -> int:
 
 
 def freeze_request(item: Abandoned) -> cost_center_pb2.SmsSendPrePayRequest:
-    """The freeze of a message or a batch; its request_id is the message's or batch's id."""
+    """The freeze of a message or a batch; its request_id is the message's or batch's id. What is held until later is
+    frozen for as long as a freeze may last; whoever asks again must ask for the same.
+    """
     return cost_center_pb2.SmsSendPrePayRequest(
         brand_id=item.brand_id,
         request_id=item.target_id,
         sms_type=item.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
         segments=item.segments,
+        time_to_live=_HELD_TIME_TO_LIVE if item.held else None,
     )
 
 
@@ -147,7 +153,8 @@ class MessageSettler:
             [
                 QueueItem(item.brand_id, item.sms_type, Mode.SINGLE, item.target_id)
                 for item in items
-                if item.target_id in queued
+                # What is held is pushed by a sweeper when it is due.
+                if item.target_id in queued and not item.held
             ]
         )
         reach("gateway.single.pushed")

@@ -108,13 +108,21 @@ class _Later(Exception):  # noqa: N818 - says what happens
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a dispatch in hand is. `tried`: a payment may exist."""
+    """How far a dispatch in hand is. `tried`: a payment may exist; `valid_until`: not to be sent from this moment of
+    the monotonic clock on, None: for ever.
+    """
 
     claimed: Claimed
     payment_no: str | None
     attempts: int
     tried: bool
+    valid_until: float | None = None
     pauses: int = field(default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it must not be sent any more."""
+        return self.valid_until is not None and time.monotonic() >= self.valid_until
 
     @property
     def call_id(self) -> str:
@@ -221,7 +229,11 @@ class Sender:
         """Take a claimed dispatch to its end, or give it back."""
         structlog.contextvars.bind_contextvars(request_id=claimed.request_id, dispatch_id=claimed.dispatch_id)
         progress = _Progress(
-            claimed, claimed.payment_no, claimed.attempts, claimed.payment_no is not None or claimed.attempts > 0
+            claimed,
+            claimed.payment_no,
+            claimed.attempts,
+            claimed.tried or claimed.payment_no is not None or claimed.attempts > 0,
+            None if claimed.valid_seconds is None else time.monotonic() + claimed.valid_seconds,
         )
         try:
             await self._carry(queue, progress)
@@ -241,12 +253,17 @@ class Sender:
         if progress.claimed.messages > self._carrier.limits.max_batch:
             await self._halve(queue, progress, None)
             return
+        if progress.is_over and not progress.tried:
+            await self._fail_over(progress)
+        # What may have been paid for is asked for its payment first, so that it is refunded and not released.
         await self._pay(progress)
         reach("worker.dispatch.paid")
         while True:
             permit = await self._admitted(queue, progress)
             outcome = None
             try:
+                if progress.is_over:
+                    await self._fail_over(progress)
                 call_id, outcome = await self._submit(progress)
             finally:
                 self._account.leave(permit, outcome)
@@ -262,8 +279,13 @@ class Sender:
         while True:
             stopped = self._account.is_stopped
             patience = settings.outcome_hours * 3_600 if stopped else settings.carrier_retry_seconds
+            until = since + patience
+            if progress.valid_until is not None:
+                until = min(until, progress.valid_until)
             # Looked at anew after a rest at most: meanwhile the carrier may have stopped the account.
-            if not await self._account.opened(self._stop, until=since + patience):
+            if not await self._account.opened(self._stop, until=until):
+                if progress.is_over:
+                    await self._fail_over(progress)
                 if stopped == self._account.is_stopped:
                     await self._fail_not_accepted(progress, "", "the carrier could not be called")
                 continue
@@ -561,6 +583,24 @@ class Sender:
             code or "NOT_ACCEPTED",
             detail,
             progress.payment_no,
+        )
+        await self._fail(failure, claimed.messages)
+        raise _Ended
+
+    async def _fail_over(self, progress: _Progress) -> NoReturn:
+        """Fail what is claimed and was not sent within its validity; what was paid is refunded, else released."""
+        claimed = progress.claimed
+        reach("worker.dispatch.over")
+        log.info("not sent within its validity", messages=claimed.messages)
+        failure = Failure(
+            claimed.brand_id,
+            claimed.dispatch_id,
+            None,
+            claimed.epoch,
+            "VALIDITY_EXPIRED",
+            "not sent within its validity",
+            progress.payment_no,
+            release=not progress.tried,
         )
         await self._fail(failure, claimed.messages)
         raise _Ended

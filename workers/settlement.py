@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from infra.database import Connection, Database
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.schema import OutboxKind
+from smsgateway.settling import release_owed
 from smsgateway.store import outbox, sending
 from smsgateway.store.outbox import OutboxRow
-from smsgateway.store.sending import Acceptance, FailedMessage, Failure, Key
+from smsgateway.store.sending import Acceptance, FailedMessage, Failure, Key, Settled
 from workers.outbox_relay import OutboxRelay
 
 
@@ -53,9 +55,31 @@ class Settlement:
             settled, failed = await sending.fail(connection, items)
             payments = {(row.brand_id, row.dispatch_id): row.payment_no for row in settled}
             rows = await self.owe_back(connection, payments, failed)
+            await self._owe_releases(connection, items, settled, failed)
         self._relay.offer(rows)
         done = {(row.brand_id, row.dispatch_id) for row in settled}
         return [(item.brand_id, item.dispatch_id) in done for item in items]
+
+    async def _owe_releases(
+        self,
+        connection: Connection,
+        items: Sequence[Failure],
+        settled: Sequence[Settled],
+        failed: Sequence[FailedMessage],
+    ) -> None:
+        """Owe the freezes back what was never paid for."""
+        released = {(item.brand_id, item.dispatch_id) for item in items if item.release}
+        if not released:
+            return
+        segments: defaultdict[Key, int] = defaultdict(int)
+        for message in failed:
+            segments[message.brand_id, message.dispatch_id] += message.segments
+        owed = []
+        for row in settled:
+            key = (row.brand_id, row.dispatch_id)
+            if key in released and row.payment_no is None and segments[key]:
+                owed.append(release_owed(self._identifiers, row.brand_id, row.order_no, segments[key]))
+        await outbox.insert(connection, owed, hold_seconds=0)
 
     async def owe_back(
         self, connection: Connection, payments: dict[tuple[int, str], str | None], failed: Iterable[FailedMessage]

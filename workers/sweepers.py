@@ -15,7 +15,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.abandoned import AbandonedCalls
 from smsgateway.queues import Queue, QueueItem, Queues
 from smsgateway.schema import DispatchState, Mode, OutboxKind
-from smsgateway.store import outbox, parked, pulling
+from smsgateway.store import outbox, parked, pulling, rule_checks
 from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
@@ -269,7 +269,7 @@ class Sweepers:
     # Old records.
 
     async def clean_up(self) -> bool:
-        """Idempotency keys and routes past their time."""
+        """Idempotency keys, routes and what numbers got, past their time."""
         return await self._swept("clean_up", self._clean_up)
 
     async def _clean_up(self) -> int:
@@ -278,7 +278,9 @@ class Sweepers:
             keys = await store.delete_keys(connection, days=settings.key_days, limit=settings.cleanup_limit)
         async with self._database.connection() as connection:
             routes = await store.delete_routes(connection, days=settings.route_days, limit=settings.cleanup_limit)
-        return keys + routes
+        async with self._database.connection() as connection:
+            numbers = await rule_checks.delete_expired(connection, limit=settings.cleanup_limit)
+        return keys + routes + numbers
 
     # What operators see.
 

@@ -12,6 +12,7 @@ from psycopg import AsyncCopy, AsyncCursor
 from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState, Mode
+from smsgateway.store.rule_checks import Counted, take_batch_off, take_off
 
 # A state is written `state + 0` beside a key: while the table is empty, its index by state looks as good to the planner
 # as the key, and the plan is kept when a hundred thousand rows are in that state.
@@ -39,8 +40,10 @@ join smsgateway.request_key as key
 _RECORD_MESSAGES = f"""
 with asked as materialized (
   select *
-  from unnest(%s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[])
-       as asked (brand_id, request_id, fingerprint, message_id, sms_type, mobile, text, segments)
+  from unnest(%s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[],
+              %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[])
+       as asked (brand_id, request_id, fingerprint, message_id, sms_type, mobile, text, segments, due_at, valid_from,
+                 valid_ms, subject)
 ), new as (
   insert into smsgateway.request_key (brand_id, operation, request_id, fingerprint, target_id, created_at)
   select asked.brand_id, {Mode.SINGLE:d}, asked.request_id, asked.fingerprint, asked.message_id, now()
@@ -56,9 +59,11 @@ with asked as materialized (
   where (asked.message_id in (select target_id from new)) is true
 ), dispatched as (
   insert into smsgateway.dispatch
-    (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at)
+    (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at, not_before,
+     due_at, valid_until, subject)
   select asked.brand_id, asked.message_id, {Mode.SINGLE:d}, asked.sms_type, 1, asked.segments, asked.request_id,
-         {DispatchState.ACCEPTING:d}, now(), now()
+         {DispatchState.ACCEPTING:d}, now(), now(), asked.due_at, asked.due_at,
+         coalesce(asked.valid_from, now()) + asked.valid_ms * interval '1 ms', asked.subject
   from asked
   where (asked.message_id in (select target_id from new)) is true
 )
@@ -101,13 +106,30 @@ delete from smsgateway.dispatch
 using unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
 where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
   and dispatch.state + 0 = {DispatchState.ACCEPTING:d}
-returning dispatch.dispatch_id
+returning dispatch.dispatch_id, dispatch.subject
 """
 
 _DELETE_MESSAGES = """
 delete from smsgateway.message
 using unnest(%s::bigint[], %s::text[]) as asked (brand_id, message_id)
 where message.brand_id = asked.brand_id and message.message_id = asked.message_id
+returning message.brand_id, message.message_id, message.sms_type, message.mobile
+"""
+
+# What a call that comes again finds under way: it is settled as it was recorded, whatever the rules are by now.
+_ACCEPTING_MESSAGES = f"""
+select dispatch.dispatch_id, dispatch.segments, dispatch.due_at is not null
+from unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
+join smsgateway.dispatch
+  on dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispatch_id
+  and dispatch.state + 0 = {DispatchState.ACCEPTING:d}
+"""
+
+_ACCEPTING_BATCH = """
+select text, accepted, segments, held
+from smsgateway.batch
+where brand_id = %s and batch_id = %s and accepted_at is null
+for update
 """
 
 _DELETE_KEYS = """
@@ -118,7 +140,8 @@ where request_key.brand_id = asked.brand_id and request_key.operation = asked.op
 """
 
 _ABANDONED_MESSAGES = f"""
-select message.brand_id, message.message_id, message.request_id, message.sms_type, message.segments
+select message.brand_id, message.message_id, message.request_id, message.sms_type, message.segments,
+       dispatch.due_at is not null
 from smsgateway.dispatch
 join smsgateway.message
   on message.brand_id = dispatch.brand_id and message.message_id = dispatch.dispatch_id
@@ -152,8 +175,9 @@ where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispat
 """
 
 _INSERT_BATCH = """
-insert into smsgateway.batch (brand_id, batch_id, request_id, sms_type, text, accepted, segments, created_at)
-values (%s, %s, %s, %s, %s, %s, %s, now())
+insert into smsgateway.batch
+  (brand_id, batch_id, request_id, sms_type, text, accepted, segments, held, subject, created_at)
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s, now())
 """
 
 _ACCEPT_BATCH = """
@@ -172,21 +196,21 @@ from stdin
 _INSERT_CHUNKS = f"""
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, order_no, created_at,
-   changed_at)
+   changed_at, not_before, due_at, valid_until)
 select %s, chunk.dispatch_id, {Mode.BATCH:d}, %s, %s, chunk.messages, chunk.segments, %s, {DispatchState.QUEUED:d}, %s,
-       now(), now()
-from unnest(%s::text[], %s::int[], %s::int[]) as chunk (dispatch_id, messages, segments)
+       now(), now(), chunk.due_at, chunk.due_at, coalesce(%s::timestamptz, now()) + %s::bigint * interval '1 ms'
+from unnest(%s::text[], %s::int[], %s::int[], %s::timestamptz[]) as chunk (dispatch_id, messages, segments, due_at)
 """
 
 _DELETE_BATCHES = """
 delete from smsgateway.batch
 using unnest(%s::bigint[], %s::text[]) as asked (brand_id, batch_id)
 where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and batch.accepted_at is null
-returning batch.batch_id
+returning batch.brand_id, batch.batch_id, batch.sms_type, batch.subject
 """
 
 _ABANDONED_BATCHES = """
-select brand_id, batch_id, request_id, sms_type, segments
+select brand_id, batch_id, request_id, sms_type, segments, held
 from smsgateway.batch
 where accepted_at is null and created_at < now() - make_interval(secs => %s)
 order by created_at
@@ -251,7 +275,9 @@ class KnownKey:
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A single message to be recorded; its dispatch has the same id."""
+    """A single message to be recorded; its dispatch has the same id. `due_at`: not to be sent before; `valid_ms`: not
+    to be sent so long after `valid_from`, or after now without it; `subject`: under which it is counted.
+    """
 
     brand_id: int
     message_id: str
@@ -260,6 +286,10 @@ class NewMessage:
     mobile: str
     text: str
     segments: int
+    due_at: datetime | None = None
+    valid_from: datetime | None = None
+    valid_ms: int | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +306,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """A message or batch that nobody finished accepting; `target_id` is the message's or the batch's."""
+    """A message or batch that nobody finished accepting; `target_id` is the message's or the batch's; `held`: all or
+    some of it is not due when it is accepted.
+    """
 
     brand_id: int
     target_id: str
     request_id: str
     sms_type: int
     segments: int
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,15 +329,18 @@ class NewBatch:
     text: str
     accepted: int
     segments: int
+    held: bool = False
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewChunk:
-    """A chunk of a batch."""
+    """A chunk of a batch; `due_at`: not to be sent before."""
 
     dispatch_id: str
     messages: int
     segments: int
+    due_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +411,10 @@ async def record_messages(connection: Connection, messages: Sequence[tuple[Key, 
             arrays.texts([message.mobile for _, message in messages]),
             arrays.texts([message.text for _, message in messages]),
             arrays.integers([message.segments for _, message in messages]),
+            arrays.moments([message.due_at for _, message in messages]),
+            arrays.moments([message.valid_from for _, message in messages]),
+            arrays.integers([message.valid_ms for _, message in messages]),
+            arrays.texts([message.subject for _, message in messages]),
         ),
     )
     return await _first_column(cursor)
@@ -399,7 +439,9 @@ async def queue_messages(connection: Connection, accepted: Sequence[Accepted]) -
 
 
 async def delete_accepting_messages(connection: Connection, refused: Sequence[Key]) -> set[str]:
-    """Forget single messages that were refused; return those that were still being accepted and so are gone."""
+    """Forget single messages that were refused, and that they were counted; return those that were still being accepted
+    and so are gone.
+    """
     cursor = await connection.execute(
         _DELETE_ACCEPTING_DISPATCHES,
         (
@@ -407,16 +449,34 @@ async def delete_accepting_messages(connection: Connection, refused: Sequence[Ke
             arrays.texts([key.target_id for key in refused]),
         ),
     )
-    gone = await _first_column(cursor)
+    gone = {row[0]: row[1] for row in await cursor.fetchall()}
     keys = [key for key in refused if key.target_id in gone]
     if keys:
         async with connection.pipeline():
-            await connection.execute(
+            deleted = await connection.execute(
                 _DELETE_MESSAGES,
                 (arrays.integers([key.brand_id for key in keys]), arrays.texts([key.target_id for key in keys])),
             )
             await delete_keys(connection, keys)
-    return gone
+            rows = await deleted.fetchall()
+        await take_off(
+            connection,
+            [
+                Counted(brand_id, sms_type, subject, mobile, message_id)
+                for brand_id, message_id, sms_type, mobile in rows
+                if (subject := gone[message_id]) is not None
+            ],
+        )
+    return set(gone)
+
+
+async def accepting_messages(connection: Connection, keys: Sequence[Key]) -> dict[str, tuple[int, bool]]:
+    """Segments of messages that are being accepted, and whether they are held, by their ids."""
+    cursor = await connection.execute(
+        _ACCEPTING_MESSAGES,
+        (arrays.integers([key.brand_id for key in keys]), arrays.texts([key.target_id for key in keys])),
+    )
+    return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
 
 
 async def delete_keys(connection: Connection, keys: Sequence[Key]) -> None:
@@ -471,8 +531,18 @@ async def insert_batch(connection: Connection, batch: NewBatch) -> None:
             batch.text,
             batch.accepted,
             batch.segments,
+            batch.held,
+            batch.subject,
         ),
     )
+
+
+async def lock_accepting_batch(
+    connection: Connection, brand_id: int, batch_id: str
+) -> tuple[str, int, int, bool] | None:
+    """Text, messages, segments and whether it is held of a batch that is being accepted, locked; None: it is not."""
+    row = await (await connection.execute(_ACCEPTING_BATCH, (brand_id, batch_id))).fetchone()
+    return None if row is None else (row[0], row[1], row[2], row[3])
 
 
 async def accept_batch(connection: Connection, accepted: Accepted) -> datetime | None:
@@ -515,8 +585,16 @@ class BatchRows:
         )
 
 
-async def insert_chunks(connection: Connection, batch: NewBatch, order_no: str, chunks: Sequence[NewChunk]) -> None:
-    """Record the chunks of a batch as queued."""
+async def insert_chunks(
+    connection: Connection,
+    batch: NewBatch,
+    order_no: str,
+    chunks: Sequence[NewChunk],
+    *,
+    valid_from: datetime | None = None,
+    valid_ms: int | None = None,
+) -> None:
+    """Record the chunks of a batch as queued; validity as of `NewMessage`."""
     await connection.execute(
         _INSERT_CHUNKS,
         (
@@ -525,23 +603,32 @@ async def insert_chunks(connection: Connection, batch: NewBatch, order_no: str, 
             batch.batch_id,
             batch.request_id,
             order_no,
+            valid_from,
+            valid_ms,
             arrays.texts([chunk.dispatch_id for chunk in chunks]),
             arrays.integers([chunk.messages for chunk in chunks]),
             arrays.integers([chunk.segments for chunk in chunks]),
+            arrays.moments([chunk.due_at for chunk in chunks]),
         ),
     )
 
 
 async def delete_accepting_batches(connection: Connection, keys: Sequence[Key]) -> set[str]:
-    """Forget batches with their keys; return those that were still being accepted and so are gone."""
+    """Forget batches with their keys, and that they were counted; return those that were still being accepted and so
+    are gone.
+    """
     cursor = await connection.execute(
         _DELETE_BATCHES,
         (arrays.integers([key.brand_id for key in keys]), arrays.texts([key.target_id for key in keys])),
     )
-    gone = await _first_column(cursor)
+    rows = await cursor.fetchall()
+    gone = {str(row[1]) for row in rows}
     gone_keys = [key for key in keys if key.target_id in gone]
     if gone_keys:
         await delete_keys(connection, gone_keys)
+    for brand_id, batch_id, sms_type, subject in rows:
+        if subject is not None:
+            await take_batch_off(connection, brand_id, sms_type, subject, batch_id)
     return gone
 
 

@@ -96,7 +96,7 @@ where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 
 _RELEASE = f"""
 update smsgateway.dispatch as d
-set not_before = null, last_error = %s, changed_at = now()
+set not_before = case when d.due_at > now() then d.due_at end, last_error = %s, changed_at = now()
 from unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
   and d.state + 0 = {DispatchState.QUEUED:d} and d.not_before = 'infinity'

@@ -28,7 +28,9 @@ from smsgateway.store.outbox import OutboxRow
 _CLAIM = f"""
 with claimed as (
   update smsgateway.dispatch as d
-  set state = {DispatchState.CLAIMED:d}, epoch = asked.epoch, changed_at = now(), not_before = null
+  set state = {DispatchState.CLAIMED:d}, epoch = asked.epoch, changed_at = now(), not_before = null,
+      -- An epoch other than 0 says that somebody had it who may have paid.
+      tried = d.epoch <> 0
   from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[]) as asked (brand_id, dispatch_id, epoch, again)
   where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
     and (
@@ -37,7 +39,8 @@ with claimed as (
           and (d.epoch < asked.epoch or (asked.again and d.epoch = asked.epoch)))
     )
   returning d.brand_id, d.dispatch_id, d.batch_id, d.messages, d.segments, d.request_id, d.sms_type, d.order_no,
-            d.payment_no, d.attempts, d.failures, d.created_at
+            d.payment_no, d.attempts, d.failures, greatest(d.created_at, d.due_at) as created_at, d.tried,
+            extract(epoch from d.valid_until - now())::double precision as valid_seconds
 )
 """
 
@@ -252,7 +255,7 @@ where d.brand_id = %(brand)s and d.dispatch_id = %(parent)s and d.messages > 1
     (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = %(call)s)
     or (d.state = {DispatchState.CLAIMED:d} and d.epoch = %(epoch)s)
   )
-returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since
+returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since, d.due_at, d.valid_until
 """
 
 _HALVE_MESSAGES = """
@@ -272,8 +275,8 @@ returning half.dispatch_id, m.segments
 _INSERT_HALF = f"""
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, epoch, order_no, payment_no,
-   retry_since, created_at, changed_at)
-values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, now(), now())
+   retry_since, due_at, valid_until, created_at, changed_at)
+values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, %s, %s, now(), now())
 """
 
 
@@ -291,7 +294,9 @@ class ClaimRequest:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A dispatch that is ours to pay and submit."""
+    """A dispatch that is ours to pay and submit. `created_at`: since when it is due; `tried`: somebody may have paid
+    for it before; `valid_seconds` that it may still be sent, None: for ever.
+    """
 
     brand_id: int
     dispatch_id: str
@@ -307,6 +312,8 @@ class Claimed:
     created_at: datetime
     text: str
     mobiles: tuple[str, ...]
+    tried: bool = False
+    valid_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +385,7 @@ class Acceptance:
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What is not sent, and why. `call_id` after a call, `epoch` for a dispatch that is claimed; then also the payment,
-    which no mark has recorded yet.
+    which no mark has recorded yet. `release`: nobody has ever paid for it, its freeze holds what it costs.
     """
 
     brand_id: int
@@ -388,6 +395,7 @@ class Failure:
     code: str
     detail: str
     payment_no: str | None = None
+    release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +440,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
     claimed = {}
     for row in await cursor.fetchall():
         brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
-        failures, created_at, text, mobiles = row[10:]
+        failures, created_at, tried, valid_seconds, text, mobiles = row[10:]
         claimed[brand_id, dispatch_id] = Claimed(
             brand_id=brand_id,
             dispatch_id=dispatch_id,
@@ -448,6 +456,8 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
             created_at=created_at,
             text=text,
             mobiles=tuple(mobiles.split(",")) if mobiles else (),
+            tried=tried,
+            valid_seconds=valid_seconds,
         )
     return claimed
 
@@ -690,7 +700,7 @@ async def halve(
     row = await cursor.fetchone()
     if row is None:
         return False
-    sms_type, batch_id, request_id, order_no, payment_no, retry_since = row
+    sms_type, batch_id, request_id, order_no, payment_no, retry_since, due_at, valid_until = row
     cursor = await connection.execute(
         _HALVE_MESSAGES, {"brand": brand_id, "parent": parent, "first": halves[0], "second": halves[1]}
     )
@@ -711,6 +721,8 @@ async def halve(
                 order_no,
                 payment_no,
                 retry_since,
+                due_at,
+                valid_until,
             ),
         )
     return True

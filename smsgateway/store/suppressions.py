@@ -26,6 +26,15 @@ on conflict (brand_id, mobile, kind) do nothing
 returning brand_id, mobile, kind
 """
 
+# Gateways ask for the numbers of a brand that has none only after this has told them, within seconds. It stays.
+_TELL = """
+insert into smsgateway.sender_rules (brand_id, suppressed, changed_at)
+select asked.brand_id, true, clock_timestamp()
+from unnest(%s::bigint[]) as asked (brand_id)
+on conflict (brand_id) do update set suppressed = true, changed_at = excluded.changed_at
+where not sender_rules.suppressed
+"""
+
 _REMOVE = """
 delete from smsgateway.suppression
 using unnest(%s::bigint[], %s::text[], %s::smallint[]) as asked (brand_id, mobile, kind)
@@ -79,6 +88,7 @@ async def add(connection: Connection, rows: Iterable[Suppression]) -> set[Key]:
     if not distinct:
         return set()
     ordered = [distinct[key] for key in sorted(distinct)]
+    await connection.execute(_TELL, (arrays.integers(sorted({row.brand_id for row in ordered})),))
     cursor = await connection.execute(
         _ADD,
         (

@@ -42,6 +42,7 @@ BY_TIME_OR_STATE = {
     "smsgateway.dispatch_not_before",
     "smsgateway.dispatch_parked",
     "smsgateway.dispatch_progress",
+    "smsgateway.frequency_expires_at",
     "smsgateway.message_sent",
     "smsgateway.outbox_next_at",
     "smsgateway.outbox_parked",
@@ -50,6 +51,7 @@ BY_TIME_OR_STATE = {
     "smsgateway.receipt_inbox_parked_id",
     "smsgateway.request_key_created_at",
     "smsgateway.route_created_at",
+    "smsgateway.sender_rules_changed_at",
 }
 # Texts that are no identifiers: for people, or a carrier's or bank's own words, never looked up.
 PROSE = {

@@ -27,17 +27,21 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmsgateway/v1/sms_gateway.proto\x12\rsmsgateway.v1\x1a\x19\x63ostcenter/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x02\n\nParkedItem\x12\x11\n\tparked_id\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x10\n\x08\x62rand_id\x18\x03 \x01(\x03\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0f\x63\x61rrier_account\x18\x06 \x01(\t\x12\x11\n\treference\x18\x07 \x01(\t\x12\x10\n\x08messages\x18\x08 \x01(\x05\x12\x10\n\x08segments\x18\t \x01(\x05\x12\r\n\x05tries\x18\n \x01(\x05\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x11ListParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"W\n\x12ListParkedResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.smsgateway.v1.ParkedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"q\n\x12RetryParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x12\n\nparked_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x13RetryParkedResponse\x12\x0f\n\x07retried\x18\x01 \x03(\t\x12\x12\n\nnot_parked\x18\x02 \x03(\t\"p\n\x11\x44ropParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x12\n\nparked_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"*\n\x08KeptItem\x12\x11\n\tparked_id\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"`\n\x12\x44ropParkedResponse\x12\x0f\n\x07\x64ropped\x18\x01 \x03(\t\x12\x12\n\nnot_parked\x18\x02 \x03(\t\x12%\n\x04kept\x18\x03 \x03(\x0b\x32\x17.smsgateway.v1.KeptItem\"\xa2\x04\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12(\n\x08sms_type\x18\x04 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0e\n\x06mobile\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08segments\x18\x07 \x01(\x05\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x10\n\x08order_no\x18\t \x01(\t\x12\x12\n\npayment_no\x18\n \x01(\t\x12\x17\n\x0f\x63\x61rrier_account\x18\x0b \x01(\t\x12\x1a\n\x12\x63\x61rrier_message_id\x18\x0c \x01(\t\x12\x13\n\x0bresult_code\x18\r \x01(\t\x12\x15\n\rresult_detail\x18\x0e \x01(\t\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csubmitted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07sent_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x13 \x01(\t\"~\n\x0eSendSmsRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\"I\n\x0fSendSmsResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08order_no\x18\x02 \x01(\t\x12\x10\n\x08segments\x18\x03 \x01(\x05\"\x84\x01\n\x0b\x42\x61tchHeader\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x17\n\x0frecipient_count\x18\x05 \x01(\x05\"\"\n\x0f\x42\x61tchRecipients\x12\x0f\n\x07mobiles\x18\x01 \x03(\t\"\x81\x01\n\x13SendBatchSmsRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smsgateway.v1.BatchHeaderH\x00\x12\x34\n\nrecipients\x18\x02 \x01(\x0b\x32\x1e.smsgateway.v1.BatchRecipientsH\x00\x42\x06\n\x04part\"=\n\x0c\x42\x61\x64Recipient\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06mobile\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xb0\x01\n\x14SendBatchSmsResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08order_no\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x05\x12\x10\n\x08segments\x18\x04 \x01(\x03\x12\x33\n\x0e\x62\x61\x64_recipients\x18\x05 \x03(\x0b\x32\x1b.smsgateway.v1.BadRecipient\x12\x1b\n\x13\x62\x61\x64_recipient_count\x18\x06 \x01(\x05\"\'\n\x11GetMessageRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\t\"=\n\x12GetMessageResponse\x12\'\n\x07message\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Message\"\x9c\x01\n\x13ListMessagesRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"Y\n\x14ListMessagesResponse\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.smsgateway.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x0fGetBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"J\n\nStateCount\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x10\n\x08messages\x18\x02 \x01(\x03\"\x87\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x05\x12\x10\n\x08segments\x18\x06 \x01(\x03\x12\x10\n\x08order_no\x18\x07 \x01(\t\x12)\n\x06states\x18\x08 \x03(\x0b\x32\x19.smsgateway.v1.StateCount\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcancelled\x18\n \x01(\x08\"7\n\x10GetBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.smsgateway.v1.Batch\"&\n\x12\x43\x61ncelBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"?\n\x13\x43\x61ncelBatchResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x05\x12\x15\n\rnot_cancelled\x18\x02 \x01(\x05\"4\n\x14\x43ountSegmentsRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06mobile\x18\x02 \x01(\t\"J\n\x15\x43ountSegmentsResponse\x12\x10\n\x08segments\x18\x01 \x01(\x05\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\r\n\x05units\x18\x03 \x01(\x05*t\n\nParkedKind\x12\x1b\n\x17PARKED_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PARKED_KIND_DISPATCH\x10\x01\x12\x16\n\x12PARKED_KIND_OUTBOX\x10\x02\x12\x17\n\x13PARKED_KIND_RECEIPT\x10\x03*\xde\x02\n\x0cMessageState\x12\x1d\n\x19MESSAGE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17MESSAGE_STATE_ACCEPTING\x10\x01\x12\x18\n\x14MESSAGE_STATE_QUEUED\x10\x02\x12\x19\n\x15MESSAGE_STATE_CLAIMED\x10\x03\x12\x1c\n\x18MESSAGE_STATE_SUBMITTING\x10\x04\x12\x16\n\x12MESSAGE_STATE_SENT\x10\x05\x12\x19\n\x15MESSAGE_STATE_UNKNOWN\x10\x06\x12\x1b\n\x17MESSAGE_STATE_DELIVERED\x10\x07\x12\x1d\n\x19MESSAGE_STATE_UNDELIVERED\x10\x08\x12\x19\n\x15MESSAGE_STATE_EXPIRED\x10\t\x12\x18\n\x14MESSAGE_STATE_FAILED\x10\n\x12\x1b\n\x17MESSAGE_STATE_CANCELLED\x10\x0b\x32\xd8\x06\n\nSmsGateway\x12H\n\x07SendSms\x12\x1d.smsgateway.v1.SendSmsRequest\x1a\x1e.smsgateway.v1.SendSmsResponse\x12Y\n\x0cSendBatchSms\x12\".smsgateway.v1.SendBatchSmsRequest\x1a#.smsgateway.v1.SendBatchSmsResponse(\x01\x12Q\n\nGetMessage\x12 .smsgateway.v1.GetMessageRequest\x1a!.smsgateway.v1.GetMessageResponse\x12W\n\x0cListMessages\x12\".smsgateway.v1.ListMessagesRequest\x1a#.smsgateway.v1.ListMessagesResponse\x12K\n\x08GetBatch\x12\x1e.smsgateway.v1.GetBatchRequest\x1a\x1f.smsgateway.v1.GetBatchResponse\x12T\n\x0b\x43\x61ncelBatch\x12!.smsgateway.v1.CancelBatchRequest\x1a\".smsgateway.v1.CancelBatchResponse\x12Z\n\rCountSegments\x12#.smsgateway.v1.CountSegmentsRequest\x1a$.smsgateway.v1.CountSegmentsResponse\x12Q\n\nListParked\x12 .smsgateway.v1.ListParkedRequest\x1a!.smsgateway.v1.ListParkedResponse\x12T\n\x0bRetryParked\x12!.smsgateway.v1.RetryParkedRequest\x1a\".smsgateway.v1.RetryParkedResponse\x12Q\n\nDropParked\x12 .smsgateway.v1.DropParkedRequest\x1a!.smsgateway.v1.DropParkedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmsgateway/v1/sms_gateway.proto\x12\rsmsgateway.v1\x1a\x19\x63ostcenter/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x02\n\nParkedItem\x12\x11\n\tparked_id\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x10\n\x08\x62rand_id\x18\x03 \x01(\x03\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0f\x63\x61rrier_account\x18\x06 \x01(\t\x12\x11\n\treference\x18\x07 \x01(\t\x12\x10\n\x08messages\x18\x08 \x01(\x05\x12\x10\n\x08segments\x18\t \x01(\x05\x12\r\n\x05tries\x18\n \x01(\x05\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x11ListParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"W\n\x12ListParkedResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.smsgateway.v1.ParkedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"q\n\x12RetryParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x12\n\nparked_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x13RetryParkedResponse\x12\x0f\n\x07retried\x18\x01 \x03(\t\x12\x12\n\nnot_parked\x18\x02 \x03(\t\"p\n\x11\x44ropParkedRequest\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.smsgateway.v1.ParkedKind\x12\x12\n\nparked_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"*\n\x08KeptItem\x12\x11\n\tparked_id\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"`\n\x12\x44ropParkedResponse\x12\x0f\n\x07\x64ropped\x18\x01 \x03(\t\x12\x12\n\nnot_parked\x18\x02 \x03(\t\x12%\n\x04kept\x18\x03 \x03(\x0b\x32\x17.smsgateway.v1.KeptItem\"\xa2\x04\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\t\x12(\n\x08sms_type\x18\x04 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0e\n\x06mobile\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08segments\x18\x07 \x01(\x05\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x10\n\x08order_no\x18\t \x01(\t\x12\x12\n\npayment_no\x18\n \x01(\t\x12\x17\n\x0f\x63\x61rrier_account\x18\x0b \x01(\t\x12\x1a\n\x12\x63\x61rrier_message_id\x18\x0c \x01(\t\x12\x13\n\x0bresult_code\x18\r \x01(\t\x12\x15\n\rresult_detail\x18\x0e \x01(\t\x12.\n\ncreated_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csubmitted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07sent_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x13 \x01(\t\"\x84\x03\n\x0eSendSmsRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x13\n\x0btemplate_id\x18\x14 \x01(\t\x12J\n\x0ftemplate_values\x18\x15 \x03(\x0b\x32\x31.smsgateway.v1.SendSmsRequest.TemplateValuesEntry\x12+\n\x07send_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tvalid_for\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tsignature\x18\x18 \x01(\t\x1a\x35\n\x13TemplateValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x0fSendSmsResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08order_no\x18\x02 \x01(\t\x12\x10\n\x08segments\x18\x03 \x01(\x05\"\x87\x03\n\x0b\x42\x61tchHeader\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x17\n\x0frecipient_count\x18\x05 \x01(\x05\x12\x13\n\x0btemplate_id\x18\x14 \x01(\t\x12G\n\x0ftemplate_values\x18\x15 \x03(\x0b\x32..smsgateway.v1.BatchHeader.TemplateValuesEntry\x12+\n\x07send_at\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tvalid_for\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tsignature\x18\x18 \x01(\t\x1a\x35\n\x13TemplateValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x0f\x42\x61tchRecipients\x12\x0f\n\x07mobiles\x18\x01 \x03(\t\"\x81\x01\n\x13SendBatchSmsRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smsgateway.v1.BatchHeaderH\x00\x12\x34\n\nrecipients\x18\x02 \x01(\x0b\x32\x1e.smsgateway.v1.BatchRecipientsH\x00\x42\x06\n\x04part\"=\n\x0c\x42\x61\x64Recipient\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06mobile\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xb0\x01\n\x14SendBatchSmsResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08order_no\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x05\x12\x10\n\x08segments\x18\x04 \x01(\x03\x12\x33\n\x0e\x62\x61\x64_recipients\x18\x05 \x03(\x0b\x32\x1b.smsgateway.v1.BadRecipient\x12\x1b\n\x13\x62\x61\x64_recipient_count\x18\x06 \x01(\x05\"\'\n\x11GetMessageRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\t\"=\n\x12GetMessageResponse\x12\'\n\x07message\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Message\"\x9c\x01\n\x13ListMessagesRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"Y\n\x14ListMessagesResponse\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.smsgateway.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x0fGetBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"J\n\nStateCount\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x10\n\x08messages\x18\x02 \x01(\x03\"\x87\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12(\n\x08sms_type\x18\x03 \x01(\x0e\x32\x16.costcenter.v1.SmsType\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x05\x12\x10\n\x08segments\x18\x06 \x01(\x03\x12\x10\n\x08order_no\x18\x07 \x01(\t\x12)\n\x06states\x18\x08 \x03(\x0b\x32\x19.smsgateway.v1.StateCount\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcancelled\x18\n \x01(\x08\"7\n\x10GetBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.smsgateway.v1.Batch\"&\n\x12\x43\x61ncelBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"?\n\x13\x43\x61ncelBatchResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x05\x12\x15\n\rnot_cancelled\x18\x02 \x01(\x05\"4\n\x14\x43ountSegmentsRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06mobile\x18\x02 \x01(\t\"J\n\x15\x43ountSegmentsResponse\x12\x10\n\x08segments\x18\x01 \x01(\x05\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\r\n\x05units\x18\x03 \x01(\x05*t\n\nParkedKind\x12\x1b\n\x17PARKED_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PARKED_KIND_DISPATCH\x10\x01\x12\x16\n\x12PARKED_KIND_OUTBOX\x10\x02\x12\x17\n\x13PARKED_KIND_RECEIPT\x10\x03*\xde\x02\n\x0cMessageState\x12\x1d\n\x19MESSAGE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17MESSAGE_STATE_ACCEPTING\x10\x01\x12\x18\n\x14MESSAGE_STATE_QUEUED\x10\x02\x12\x19\n\x15MESSAGE_STATE_CLAIMED\x10\x03\x12\x1c\n\x18MESSAGE_STATE_SUBMITTING\x10\x04\x12\x16\n\x12MESSAGE_STATE_SENT\x10\x05\x12\x19\n\x15MESSAGE_STATE_UNKNOWN\x10\x06\x12\x1b\n\x17MESSAGE_STATE_DELIVERED\x10\x07\x12\x1d\n\x19MESSAGE_STATE_UNDELIVERED\x10\x08\x12\x19\n\x15MESSAGE_STATE_EXPIRED\x10\t\x12\x18\n\x14MESSAGE_STATE_FAILED\x10\n\x12\x1b\n\x17MESSAGE_STATE_CANCELLED\x10\x0b\x32\xd8\x06\n\nSmsGateway\x12H\n\x07SendSms\x12\x1d.smsgateway.v1.SendSmsRequest\x1a\x1e.smsgateway.v1.SendSmsResponse\x12Y\n\x0cSendBatchSms\x12\".smsgateway.v1.SendBatchSmsRequest\x1a#.smsgateway.v1.SendBatchSmsResponse(\x01\x12Q\n\nGetMessage\x12 .smsgateway.v1.GetMessageRequest\x1a!.smsgateway.v1.GetMessageResponse\x12W\n\x0cListMessages\x12\".smsgateway.v1.ListMessagesRequest\x1a#.smsgateway.v1.ListMessagesResponse\x12K\n\x08GetBatch\x12\x1e.smsgateway.v1.GetBatchRequest\x1a\x1f.smsgateway.v1.GetBatchResponse\x12T\n\x0b\x43\x61ncelBatch\x12!.smsgateway.v1.CancelBatchRequest\x1a\".smsgateway.v1.CancelBatchResponse\x12Z\n\rCountSegments\x12#.smsgateway.v1.CountSegmentsRequest\x1a$.smsgateway.v1.CountSegmentsResponse\x12Q\n\nListParked\x12 .smsgateway.v1.ListParkedRequest\x1a!.smsgateway.v1.ListParkedResponse\x12T\n\x0bRetryParked\x12!.smsgateway.v1.RetryParkedRequest\x1a\".smsgateway.v1.RetryParkedResponse\x12Q\n\nDropParked\x12 .smsgateway.v1.DropParkedRequest\x1a!.smsgateway.v1.DropParkedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smsgateway.v1.sms_gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARKEDKIND']._serialized_start=3439
-  _globals['_PARKEDKIND']._serialized_end=3555
-  _globals['_MESSAGESTATE']._serialized_start=3558
-  _globals['_MESSAGESTATE']._serialized_end=3908
+  _globals['_SENDSMSREQUEST_TEMPLATEVALUESENTRY']._loaded_options = None
+  _globals['_SENDSMSREQUEST_TEMPLATEVALUESENTRY']._serialized_options = b'8\001'
+  _globals['_BATCHHEADER_TEMPLATEVALUESENTRY']._loaded_options = None
+  _globals['_BATCHHEADER_TEMPLATEVALUESENTRY']._serialized_options = b'8\001'
+  _globals['_PARKEDKIND']._serialized_start=3961
+  _globals['_PARKEDKIND']._serialized_end=4077
+  _globals['_MESSAGESTATE']._serialized_start=4080
+  _globals['_MESSAGESTATE']._serialized_end=4430
   _globals['_PARKEDITEM']._serialized_start=143
   _globals['_PARKEDITEM']._serialized_end=428
   _globals['_LISTPARKEDREQUEST']._serialized_start=431
@@ -56,44 +60,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DROPPARKEDRESPONSE']._serialized_end=1115
   _globals['_MESSAGE']._serialized_start=1118
   _globals['_MESSAGE']._serialized_end=1664
-  _globals['_SENDSMSREQUEST']._serialized_start=1666
-  _globals['_SENDSMSREQUEST']._serialized_end=1792
-  _globals['_SENDSMSRESPONSE']._serialized_start=1794
-  _globals['_SENDSMSRESPONSE']._serialized_end=1867
-  _globals['_BATCHHEADER']._serialized_start=1870
-  _globals['_BATCHHEADER']._serialized_end=2002
-  _globals['_BATCHRECIPIENTS']._serialized_start=2004
-  _globals['_BATCHRECIPIENTS']._serialized_end=2038
-  _globals['_SENDBATCHSMSREQUEST']._serialized_start=2041
-  _globals['_SENDBATCHSMSREQUEST']._serialized_end=2170
-  _globals['_BADRECIPIENT']._serialized_start=2172
-  _globals['_BADRECIPIENT']._serialized_end=2233
-  _globals['_SENDBATCHSMSRESPONSE']._serialized_start=2236
-  _globals['_SENDBATCHSMSRESPONSE']._serialized_end=2412
-  _globals['_GETMESSAGEREQUEST']._serialized_start=2414
-  _globals['_GETMESSAGEREQUEST']._serialized_end=2453
-  _globals['_GETMESSAGERESPONSE']._serialized_start=2455
-  _globals['_GETMESSAGERESPONSE']._serialized_end=2516
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=2519
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=2675
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=2677
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=2766
-  _globals['_GETBATCHREQUEST']._serialized_start=2768
-  _globals['_GETBATCHREQUEST']._serialized_end=2803
-  _globals['_STATECOUNT']._serialized_start=2805
-  _globals['_STATECOUNT']._serialized_end=2879
-  _globals['_BATCH']._serialized_start=2882
-  _globals['_BATCH']._serialized_end=3145
-  _globals['_GETBATCHRESPONSE']._serialized_start=3147
-  _globals['_GETBATCHRESPONSE']._serialized_end=3202
-  _globals['_CANCELBATCHREQUEST']._serialized_start=3204
-  _globals['_CANCELBATCHREQUEST']._serialized_end=3242
-  _globals['_CANCELBATCHRESPONSE']._serialized_start=3244
-  _globals['_CANCELBATCHRESPONSE']._serialized_end=3307
-  _globals['_COUNTSEGMENTSREQUEST']._serialized_start=3309
-  _globals['_COUNTSEGMENTSREQUEST']._serialized_end=3361
-  _globals['_COUNTSEGMENTSRESPONSE']._serialized_start=3363
-  _globals['_COUNTSEGMENTSRESPONSE']._serialized_end=3437
-  _globals['_SMSGATEWAY']._serialized_start=3911
-  _globals['_SMSGATEWAY']._serialized_end=4767
+  _globals['_SENDSMSREQUEST']._serialized_start=1667
+  _globals['_SENDSMSREQUEST']._serialized_end=2055
+  _globals['_SENDSMSREQUEST_TEMPLATEVALUESENTRY']._serialized_start=2002
+  _globals['_SENDSMSREQUEST_TEMPLATEVALUESENTRY']._serialized_end=2055
+  _globals['_SENDSMSRESPONSE']._serialized_start=2057
+  _globals['_SENDSMSRESPONSE']._serialized_end=2130
+  _globals['_BATCHHEADER']._serialized_start=2133
+  _globals['_BATCHHEADER']._serialized_end=2524
+  _globals['_BATCHHEADER_TEMPLATEVALUESENTRY']._serialized_start=2002
+  _globals['_BATCHHEADER_TEMPLATEVALUESENTRY']._serialized_end=2055
+  _globals['_BATCHRECIPIENTS']._serialized_start=2526
+  _globals['_BATCHRECIPIENTS']._serialized_end=2560
+  _globals['_SENDBATCHSMSREQUEST']._serialized_start=2563
+  _globals['_SENDBATCHSMSREQUEST']._serialized_end=2692
+  _globals['_BADRECIPIENT']._serialized_start=2694
+  _globals['_BADRECIPIENT']._serialized_end=2755
+  _globals['_SENDBATCHSMSRESPONSE']._serialized_start=2758
+  _globals['_SENDBATCHSMSRESPONSE']._serialized_end=2934
+  _globals['_GETMESSAGEREQUEST']._serialized_start=2936
+  _globals['_GETMESSAGEREQUEST']._serialized_end=2975
+  _globals['_GETMESSAGERESPONSE']._serialized_start=2977
+  _globals['_GETMESSAGERESPONSE']._serialized_end=3038
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=3041
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=3197
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=3199
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=3288
+  _globals['_GETBATCHREQUEST']._serialized_start=3290
+  _globals['_GETBATCHREQUEST']._serialized_end=3325
+  _globals['_STATECOUNT']._serialized_start=3327
+  _globals['_STATECOUNT']._serialized_end=3401
+  _globals['_BATCH']._serialized_start=3404
+  _globals['_BATCH']._serialized_end=3667
+  _globals['_GETBATCHRESPONSE']._serialized_start=3669
+  _globals['_GETBATCHRESPONSE']._serialized_end=3724
+  _globals['_CANCELBATCHREQUEST']._serialized_start=3726
+  _globals['_CANCELBATCHREQUEST']._serialized_end=3764
+  _globals['_CANCELBATCHRESPONSE']._serialized_start=3766
+  _globals['_CANCELBATCHRESPONSE']._serialized_end=3829
+  _globals['_COUNTSEGMENTSREQUEST']._serialized_start=3831
+  _globals['_COUNTSEGMENTSREQUEST']._serialized_end=3883
+  _globals['_COUNTSEGMENTSRESPONSE']._serialized_start=3885
+  _globals['_COUNTSEGMENTSRESPONSE']._serialized_end=3959
+  _globals['_SMSGATEWAY']._serialized_start=4433
+  _globals['_SMSGATEWAY']._serialized_end=5289
 # @@protoc_insertion_point(module_scope)

@@ -504,11 +504,36 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 class SendSmsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TemplateValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BRAND_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SMS_TYPE_FIELD_NUMBER: _builtins.int
     MOBILE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VALUES_FIELD_NUMBER: _builtins.int
+    SEND_AT_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
     """The brand that sends and pays."""
     request_id: _builtins.str
@@ -519,6 +544,24 @@ class SendSmsRequest(_message.Message):
     """The recipient: E.164 (+86…, +1…) or a Chinese mobile number of 11 digits."""
     text: _builtins.str
     """The text, 1 to 536 characters, signature included."""
+    template_id: _builtins.str
+    """Instead of a text, a registered template of the brand."""
+    signature: _builtins.str
+    """A signature to put before the text or template as 【…】; empty: they have it."""
+    @_builtins.property
+    def template_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values of the template's variables, each of 1 to 100 printable characters."""
+
+    @_builtins.property
+    def send_at(self) -> _timestamp_pb2.Timestamp:
+        """Not before this moment, at most six days (a setting) ahead; not set or past: now."""
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """If the carrier was not called so long after send_at, or without it after acceptance, the message fails with
+        VALIDITY_EXPIRED and its segments come back; 1 second to 7 days; not set: for ever.
+        """
+
     def __init__(
         self,
         *,
@@ -527,10 +570,15 @@ class SendSmsRequest(_message.Message):
         sms_type: _types_pb2.SmsType.ValueType = ...,
         mobile: _builtins.str = ...,
         text: _builtins.str = ...,
+        template_id: _builtins.str = ...,
+        template_values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        send_at: _timestamp_pb2.Timestamp | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+        signature: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["send_at", b"send_at", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "mobile", b"mobile", "request_id", b"request_id", "sms_type", b"sms_type", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "mobile", b"mobile", "request_id", b"request_id", "send_at", b"send_at", "signature", b"signature", "sms_type", b"sms_type", "template_id", b"template_id", "template_values", b"template_values", "text", b"text", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,11 +618,36 @@ class BatchHeader(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TemplateValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BRAND_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SMS_TYPE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     RECIPIENT_COUNT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VALUES_FIELD_NUMBER: _builtins.int
+    SEND_AT_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
     """The brand that sends and pays."""
     request_id: _builtins.str
@@ -585,6 +658,24 @@ class BatchHeader(_message.Message):
     """The text, 1 to 536 characters, signature included."""
     recipient_count: _builtins.int
     """Recipients that will follow; 0: not told. With a figure, another number of them is refused."""
+    template_id: _builtins.str
+    """Instead of a text, a registered template of the brand."""
+    signature: _builtins.str
+    """A signature to put before the text or template as 【…】; empty: they have it."""
+    @_builtins.property
+    def template_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values of the template's variables, each of 1 to 100 printable characters."""
+
+    @_builtins.property
+    def send_at(self) -> _timestamp_pb2.Timestamp:
+        """Not before this moment, at most six days (a setting) ahead; not set or past: now."""
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """If the carrier was not called so long after send_at, or without it after acceptance, a message fails with
+        VALIDITY_EXPIRED and its segments come back; 1 second to 7 days; not set: for ever.
+        """
+
     def __init__(
         self,
         *,
@@ -593,10 +684,15 @@ class BatchHeader(_message.Message):
         sms_type: _types_pb2.SmsType.ValueType = ...,
         text: _builtins.str = ...,
         recipient_count: _builtins.int = ...,
+        template_id: _builtins.str = ...,
+        template_values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        send_at: _timestamp_pb2.Timestamp | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+        signature: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["send_at", b"send_at", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "recipient_count", b"recipient_count", "request_id", b"request_id", "sms_type", b"sms_type", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "recipient_count", b"recipient_count", "request_id", b"request_id", "send_at", b"send_at", "signature", b"signature", "sms_type", b"sms_type", "template_id", b"template_id", "template_values", b"template_values", "text", b"text", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,7 +766,7 @@ class BadRecipient(_message.Message):
     mobile: _builtins.str
     """The number as given, masked."""
     reason: _builtins.str
-    """The rule that it breaks, for instance INVALID_NUMBER or DUPLICATE_NUMBER."""
+    """The rule that it breaks: INVALID_NUMBER, DUPLICATE_NUMBER, OPTED_OUT, BLACK_LISTED or FREQUENCY_LIMITED."""
     def __init__(
         self,
         *,

@@ -91,8 +91,9 @@ class SmsGatewayServicer:
 
     def SendSms(self, request, context):
         """Sends one message. When it replies, the message is recorded and its segments are frozen.
-        Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-        BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+        Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST), SIGNATURE_REQUIRED, TEMPLATE_MISMATCH, VARIABLE_MISSING,
+        VARIABLE_UNKNOWN, VARIABLE_INVALID, SUFFIX_REQUIRED, SENSITIVE_WORD. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
+        BRAND_CLOSED, SIGNATURE_NOT_ALLOWED, TEMPLATE_NOT_FOUND, TEMPLATE_NOT_APPROVED, OPTED_OUT, BLACK_LISTED, FREQUENCY_LIMITED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,8 +33,9 @@ class SmsGatewayStub:
     def __new__(cls, channel: _aio.Channel) -> SmsGatewayAsyncStub: ...
     SendSms: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.SendSmsRequest, _sms_gateway_pb2.SendSmsResponse]
     """Sends one message. When it replies, the message is recorded and its segments are frozen.
-    Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-    BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+    Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST), SIGNATURE_REQUIRED, TEMPLATE_MISMATCH, VARIABLE_MISSING,
+    VARIABLE_UNKNOWN, VARIABLE_INVALID, SUFFIX_REQUIRED, SENSITIVE_WORD. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
+    BRAND_CLOSED, SIGNATURE_NOT_ALLOWED, TEMPLATE_NOT_FOUND, TEMPLATE_NOT_APPROVED, OPTED_OUT, BLACK_LISTED, FREQUENCY_LIMITED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
     """
     SendBatchSms: _grpc.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
@@ -73,8 +74,9 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendSms: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.SendSmsRequest, _sms_gateway_pb2.SendSmsResponse]  # type: ignore[assignment]
     """Sends one message. When it replies, the message is recorded and its segments are frozen.
-    Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-    BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+    Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST), SIGNATURE_REQUIRED, TEMPLATE_MISMATCH, VARIABLE_MISSING,
+    VARIABLE_UNKNOWN, VARIABLE_INVALID, SUFFIX_REQUIRED, SENSITIVE_WORD. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
+    BRAND_CLOSED, SIGNATURE_NOT_ALLOWED, TEMPLATE_NOT_FOUND, TEMPLATE_NOT_APPROVED, OPTED_OUT, BLACK_LISTED, FREQUENCY_LIMITED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
     """
     SendBatchSms: _aio.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]  # type: ignore[assignment]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
@@ -116,8 +118,9 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.SendSmsResponse, _abc.Awaitable[_sms_gateway_pb2.SendSmsResponse]]:
         """Sends one message. When it replies, the message is recorded and its segments are frozen.
-        Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST). FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
-        BRAND_CLOSED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
+        Role sender. INVALID_ARGUMENT: field violations (BAD_REQUEST), SIGNATURE_REQUIRED, TEMPLATE_MISMATCH, VARIABLE_MISSING,
+        VARIABLE_UNKNOWN, VARIABLE_INVALID, SUFFIX_REQUIRED, SENSITIVE_WORD. FAILED_PRECONDITION: INSUFFICIENT_BALANCE, BRAND_SUSPENDED,
+        BRAND_CLOSED, SIGNATURE_NOT_ALLOWED, TEMPLATE_NOT_FOUND, TEMPLATE_NOT_APPROVED, OPTED_OUT, BLACK_LISTED, FREQUENCY_LIMITED. NOT_FOUND: BRAND_NOT_FOUND. ALREADY_EXISTS: IDEMPOTENCY_CONFLICT. UNAVAILABLE: a part cannot be reached; call again with the same request_id.
         """
 
     @_abc_1.abstractmethod
