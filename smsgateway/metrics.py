@@ -50,6 +50,20 @@ RECEIPTS_RECEIVED = Counter(
     ["carrier", "result"],
     registry=REGISTRY,
 )
+RECEIPT_DATES_ODD = Counter(
+    "smsbill_receipt_dates_odd",
+    "Receipts whose date is impossible, missing or in the future; the time of arrival stands in for it",
+    ["account"],
+    registry=REGISTRY,
+)
+HTTP_ODD = Counter(
+    "smsbill_http_odd",
+    "What a carrier over HTTP did against what was agreed: unconnected, certificate (wrong), late (no answer in time),"
+    " lost (the connection, or no HTTP), redirect, unreadable (HTML, half a document, another character set, too much),"
+    " unclear (an answer that says nothing sure)",
+    ["account", "what"],
+    registry=REGISTRY,
+)
 SMPP_BOUND = Gauge(
     "smsbill_smpp_bound", "1 while this process has a session with an SMPP carrier", ["account"], registry=REGISTRY
 )

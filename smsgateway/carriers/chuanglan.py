@@ -54,6 +54,7 @@ from smsgateway.carriers.http_calls import (
     json_object,
     judge_status,
 )
+from smsgateway.carriers.receipt_dates import reported
 from smsgateway.carriers.registry import Answer, Callback, CarrierKind
 from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
 
@@ -213,7 +214,8 @@ class ChuanglanCarrier:
                 total_timeout_s=config.total_timeout_s,
                 connections_max=config.connections_max,
                 idle_connection_s=config.idle_connection_s,
-            )
+            ),
+            config.account_id,
         )
         self._limits = CarrierLimits(
             max_text_characters=config.text_characters_max,
@@ -350,10 +352,8 @@ class ChuanglanCarrier:
     def _receipt(self, params: Mapping[str, str]) -> CarrierReceipt:
         message_id = _matching(params, "msgid", _MESSAGE_ID, "must be 1 to 64 printable ASCII characters")
         status = _matching(params, "status", _STATUS, "must be 1 to 32 printable ASCII characters")
-        reported_at = _china_time(params, "reportTime")
         call_id = _matching(params, "uid", CALL_ID, "must be at most 64 printable ASCII characters", optional=True)
         length = _matching(params, "length", _LENGTH, "must be a number of segments", optional=True)
-        notified_at = _china_time(params, "notifyTime") if params.get("notifyTime", "").strip() else None
         try:
             mobile = normalize_mobile(params.get("mobile", ""))
         except InvalidMobile as error:
@@ -368,8 +368,8 @@ class ChuanglanCarrier:
             state=receipt_state(status),
             code=status,
             description=printable(params.get("statusDesc", "")),
-            reported_at=reported_at,
-            notified_at=notified_at,
+            reported_at=reported(self._config.account_id, _china_time(params, "reportTime")),
+            notified_at=_china_time(params, "notifyTime"),
             segments=int(length) if length else None,
         )
 
@@ -411,7 +411,9 @@ class ChuanglanCarrier:
             answer = await self._post(self._config.path, body)
         except Exception as error:
             return failed(error)
-        return self._judge(answer, len(mobiles))
+        outcome = self._judge(answer, len(mobiles))
+        self._calls.note(answer.http, outcome, readable=answer.fields is not None)
+        return outcome
 
     def _judge(self, answer: _Answer, numbers: int) -> CallOutcome:
         code = answer.code
@@ -572,13 +574,15 @@ def _matching(
     return value
 
 
-def _china_time(params: Mapping[str, str], name: str) -> datetime:
-    rule = "must be yyMMddHHmm or yyMMddHHmmss"
-    digits = _matching(params, name, _TIME, rule)
+def _china_time(params: Mapping[str, str], name: str) -> datetime | None:
+    """``yyMMddHHmm`` or ``yyMMddHHmmss``; None for what is no time."""
+    digits = params.get(name, "").strip()
+    if not _TIME.fullmatch(digits):
+        return None
     try:
         return _from_china(digits)
     except ValueError:
-        raise MalformedReceipt(name, rule) from None
+        return None
 
 
 @lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 from smsgateway.carriers.base import CallOutcome, Verdict
+from smsgateway.metrics import HTTP_ODD
 
 NOT_TAKEN_STATUSES: Final = frozenset({301, 307, 308, 401, 403, 404, 405, 407})
 TOO_MANY_REQUESTS: Final = 429
@@ -62,10 +63,14 @@ class HttpAnswer:
 
 
 class HttpCalls:
-    """Requests on connections that are opened at the first one and reused."""
+    """Requests on connections that are opened at the first one and reused.
 
-    def __init__(self, limits: HttpLimits) -> None:
+    Parameters: `account_id` our name of the account, for the metric of what the carrier does against what was agreed.
+    """
+
+    def __init__(self, limits: HttpLimits, account_id: str = "") -> None:
         self._limits = limits
+        self._account_id = account_id
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -79,6 +84,32 @@ class HttpCalls:
         bytes_max: int = ANSWER_BYTES_MAX,
     ) -> HttpAnswer:
         """Make a request, once. Raises what `failed` judges."""
+        try:
+            return await self._request(method, url, headers=headers, body=body, bytes_max=bytes_max)
+        except Exception as error:
+            self._odd(_kind(error))
+            raise
+
+    def note(self, answer: HttpAnswer, outcome: CallOutcome, *, readable: bool) -> None:
+        """Count an answer to a sending call that is not what was agreed.
+
+        Args:
+            answer: what came.
+            outcome: what was made of it.
+            readable: whether its body was of the form that was agreed.
+        """
+        if 300 <= answer.status < 400:
+            self._odd("redirect")
+        elif outcome.verdict is Verdict.UNKNOWN:
+            self._odd("unclear" if readable else "unreadable")
+
+    def _odd(self, what: str) -> None:
+        if what:
+            HTTP_ODD.labels(self._account_id, what).inc()
+
+    async def _request(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None, bytes_max: int
+    ) -> HttpAnswer:
         session = self._opened()
         async with session.request(
             method,
@@ -166,6 +197,17 @@ def judge_status(answer: HttpAnswer, code: str, detail: str) -> CallOutcome:
     if answer.status == TOO_MANY_REQUESTS:
         return CallOutcome(Verdict.RETRY, detail=detail, retry_after_s=answer.retry_after_s)
     return CallOutcome(Verdict.UNKNOWN, code=code, detail=detail)
+
+
+def _kind(error: Exception) -> str:
+    """What went wrong, of the values of `HTTP_ODD`; empty for what was no fault of the carrier."""
+    if isinstance(error, _Closed):
+        return ""
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "certificate"
+    if isinstance(error, _NOT_LEFT):
+        return "unconnected"
+    return "late" if isinstance(error, TimeoutError) else "lost"
 
 
 def describe(error: Exception) -> str:

@@ -61,6 +61,7 @@ from smsgateway.carriers.http_file import (
     load_file,
     zone_of,
 )
+from smsgateway.carriers.receipt_dates import reported
 from smsgateway.carriers.registry import Answer, Callback, CarrierKind, PushedRequest
 from smsgateway.carriers.templates import MOBILE, NotEncodable, Template, TemplateError
 from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
@@ -162,7 +163,8 @@ class HttpCarrier:
                 total_timeout_s=file.timeouts.call_seconds,
                 connections_max=connections_max,
                 idle_connection_s=file.timeouts.idle_connection_seconds,
-            )
+            ),
+            setup.account_id,
         )
         self._limits = CarrierLimits(
             max_text_characters=file.limits.text_characters,
@@ -251,7 +253,11 @@ class HttpCarrier:
             return CallOutcome(Verdict.REFUSED, detail=f"not sent: {error}")
         except Exception as error:
             return failed(error)
-        return _judge(answer, self._file.send.answer, len(mobiles))
+        told = self._file.send.answer
+        body = _Body(answer, told.format, told.charset)
+        outcome = _judge(answer, body, told, len(mobiles))
+        self._calls.note(answer, outcome, readable=body.readable)
+        return outcome
 
     async def _request(
         self, request: CompiledRequest, values: Mapping[str, str], mobiles: tuple[str, ...]
@@ -386,7 +392,7 @@ class ReceiptReader:
             state=ReceiptState(told.states.get(state, told.other_states)),
             code=code or state,
             description=printable(self._text(found, "description"), _DESCRIPTION_CHARACTERS_MAX),
-            reported_at=self._time(found, "reported_at") or datetime.now(UTC),
+            reported_at=self._reported(found),
             notified_at=self._time(found, "notified_at"),
             segments=int(segments) if segments else None,
         )
@@ -404,17 +410,19 @@ class ReceiptReader:
             raise MalformedReceipt(name, rule)
         return value
 
+    def _reported(self, found: object) -> datetime:
+        if self._receipts.fields.reported_at is None:
+            return datetime.now(UTC)
+        return reported(self._account_id, self._time(found, "reported_at"))
+
     def _time(self, found: object, name: str) -> datetime | None:
-        value = self._text(found, name)
-        if not value:
+        """None for what is no time."""
+        try:
+            value = self._text(found, name)
+        except MalformedReceipt:
             return None
         times = self._receipts.times
-        moment = _moment(value, times.formats, times.zone) if len(value) <= _TIME_CHARACTERS_MAX else None
-        if moment is None:
-            raise MalformedReceipt(
-                name, f"must be a time of {_YEARS[0]} to {_YEARS[-1]} as {' or '.join(times.formats)}"
-            )
-        return moment
+        return _moment(value, times.formats, times.zone) if 0 < len(value) <= _TIME_CHARACTERS_MAX else None
 
 
 class _Credentials:
@@ -503,8 +511,7 @@ class _Body:
         return repr(value) if isinstance(value, float) else self.text(place)
 
 
-def _judge(answer: HttpAnswer, told: SendAnswer, numbers: int) -> CallOutcome:
-    body = _Body(answer, told.format, told.charset)
+def _judge(answer: HttpAnswer, body: _Body, told: SendAnswer, numbers: int) -> CallOutcome:
     code = body.text(told.code)
     meaning = told.codes.get(code) if code is not None else None
     explanation = loggable(body.text(told.explanation) or "")

@@ -15,7 +15,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -128,12 +128,6 @@ def test_the_examples_receipt() -> None:
         ({"mobile": "12"}, "mobile"),
         ({"length": "-1"}, "segments"),
         ({"length": "²"}, "segments"),
-        ({"reportTime": "yesterday"}, "reported_at"),
-        ({"reportTime": "1713101038"}, "reported_at"),
-        ({"reportTime": "17041010383"}, "reported_at"),
-        ({"reportTime": "１７04101038"}, "reported_at"),
-        ({"reportTime": "1" * 1_000}, "reported_at"),
-        ({"notifyTime": "000000000000"}, "notified_at"),
     ],
 )
 def test_malformed(changes: dict[str, str], field: str) -> None:
@@ -148,6 +142,10 @@ def test_malformed(changes: dict[str, str], field: str) -> None:
     ("told", "moment"),
     [
         (1_700_000_000, "2023-11-14T22:13:20"),
+        ("yesterday", None),
+        ("1" * 1_000, None),
+        ("2099-01-01T00:00:00Z", None),
+        (None, None),
         ("1700000000", "2023-11-14T22:13:20"),
         ("2026-01-02 03:04:05", "2026-01-01T19:04:05"),
         ("2026-01-02T03:04:05", "2026-01-01T19:04:05"),
@@ -165,11 +163,10 @@ def test_malformed(changes: dict[str, str], field: str) -> None:
     ],
 )
 def test_times(told: object, moment: str | None) -> None:
-    """Other zones, other spellings, impossible dates; a time that is no possible one is malformed."""
+    """Other zones, other spellings; one that cannot be, or is none, costs no receipt: it stands for now."""
     (found,) = reading(**JSON_RECEIPTS).read(post({"data": {"reports": [report(at=told)]}}))
     if moment is None:
-        assert isinstance(found, MalformedReceipt)
-        assert found.field == "reported_at"
+        assert abs(datetime.now(UTC) - one([found]).reported_at) < timedelta(minutes=1)
     else:
         assert one([found]).reported_at == datetime.fromisoformat(moment).replace(tzinfo=UTC)
 

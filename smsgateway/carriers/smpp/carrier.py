@@ -38,6 +38,7 @@ from smsgateway.carriers.base import (
     Verdict,
     printable,
 )
+from smsgateway.carriers.receipt_dates import reported
 from smsgateway.carriers.smpp.pdus import (
     Address,
     Bind,
@@ -420,8 +421,7 @@ class SmppCarrier:
             description=printable(
                 " ".join(filter(None, (f"id {read.message_id}", read.error and f"err {read.error}")))
             ),
-            # A clock that is ahead of ours, or a zone set wrongly, must not end a message in the future.
-            reported_at=min(read.done_at, now) if read.done_at is not None else now,
+            reported_at=reported(self.account_id, read.done_at) if read.dated else now,
             notified_at=now,
             segments=None,
         )

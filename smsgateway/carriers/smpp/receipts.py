@@ -58,6 +58,7 @@ class DeliveryReceipt:
         word: the carrier's word for it, such as ``DELIVRD``.
         error: its ``err`` field; empty without.
         done_at: its ``done date`` in UTC; None without one, or when it is none.
+        dated: whether it has a ``done date``, be it possible or not.
     """
 
     message_id: str
@@ -65,6 +66,7 @@ class DeliveryReceipt:
     word: str
     error: str
     done_at: datetime | None
+    dated: bool
 
 
 def is_receipt(message: ShortMessage) -> bool:
@@ -101,6 +103,7 @@ def read_receipt(message: ShortMessage, zone: tzinfo = UTC) -> DeliveryReceipt:
         word=word,
         error=error if _WORD.fullmatch(error) else "",
         done_at=_moment(fields.get("done date", ""), zone),
+        dated=bool(fields.get("done date")),
     )
 
 
