@@ -209,6 +209,12 @@ SAFEGUARDS = (
                     "Key(single.brand_id, Mode.SINGLE, single.request_id, message_id, fingerprint)",
                     "Key(single.brand_id, Mode.SINGLE, message_id, message_id, fingerprint)",
                 ),
+                # Or nobody would ever be answered.
+                Edit(
+                    "smsgateway/accepting.py",
+                    "Abandoned(single.brand_id, target_id, single.request_id,",
+                    "Abandoned(single.brand_id, target_id, call.key.request_id,",
+                ),
             ),
         ),
         "`smsgateway/accepting.py`, `SingleAcceptor.send`, and `smsgateway.request_key`",
