@@ -16,6 +16,7 @@ from protos.costcenter.v1.cost_center_admin_pb2_grpc import CostCenterAdminStub
 from protos.costcenter.v1.cost_center_jobs_pb2_grpc import CostCenterJobsStub
 from protos.costcenter.v1.cost_center_pb2_grpc import CostCenterStub
 from protos.smsgateway.v1.routing_pb2_grpc import RoutingStub
+from protos.smsgateway.v1.sender_rules_pb2_grpc import SenderRulesStub
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
 from smsbill import stack_file
 from smsbill.failure import CommandError
@@ -78,6 +79,7 @@ class Client:
         self.jobs = CostCenterJobsStub(self._channels[0])
         self.gateway = SmsGatewayStub(self._channels[1])
         self.routing = RoutingStub(self._channels[1])
+        self.rules = SenderRulesStub(self._channels[1])
 
     async def close(self) -> None:
         """Close the connections."""

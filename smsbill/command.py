@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from smsbill.commands import account, admin, backups, carriers, parked, routes, sending
+from smsbill.commands import account, admin, backups, carriers, parked, routes, rules, sending
 from smsbill.commands.options import AsJson
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ parked.register(app)
 backups.register(app)
 carriers.register(app)
 routes.register(app)
+rules.register(app)
 
 _STACK, _SERVICE, _CARE = "The whole stack", "Single processes", "Care"
 
