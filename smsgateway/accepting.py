@@ -31,6 +31,7 @@ from smsgateway.store import accepting as store
 from smsgateway.store import rule_checks
 from smsgateway.store.accepting import Abandoned, Key, NewMessage
 from smsgateway.store.rule_checks import Ask, Blocked
+from smsgateway.terms import Night
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +43,9 @@ class Single:
     """A single message that a caller asks for, validated: the number in E.164, the final text counted.
 
     `content` what tells it from another under the same request_id: what was asked for, not what the rules made of it;
-    `due_at`, `valid_from` and `valid_ms` as of `NewMessage`; `subject` and `limits` by which its number is counted,
-    none set: it is not; `suppressed`: suppressions are to be looked up; `refusal` by a rule: only a call that was
-    answered before gets another reply.
+    `due_at`, `valid_from`, `valid_ms` and `night` as of `NewMessage`; `subject` and `limits` by which its number is
+    counted, none set: it is not; `suppressed`: suppressions are to be looked up; `refusal` by a rule: only a call that
+    was answered before gets another reply.
     """
 
     brand_id: int
@@ -61,6 +62,7 @@ class Single:
     limits: Limits = NO_LIMITS
     suppressed: bool = False
     refusal: Refusal | None = None
+    night: Night | None = None
     asked_at: float = field(default_factory=time.monotonic)
 
     def fingerprint(self) -> bytes:
@@ -260,6 +262,7 @@ def _new_message(call: _Call) -> NewMessage:
         single.valid_from,
         single.valid_ms,
         single.subject if single.limits else None,
+        single.night,
     )
 
 

@@ -76,6 +76,7 @@ def single(request: sms_gateway_pb2.SendSmsRequest, settings: Settings, judge: J
         terms.limits,
         terms.suppressed,
         terms.refusal,
+        terms.night_of(mobile),
     )
 
 

@@ -23,7 +23,6 @@ from smsgateway.ledger_client import LedgerClient, Unsettled
 from smsgateway.metrics import RULE_REFUSALS, TYPE_NAMES
 from smsgateway.mobile import mask_mobile
 from smsgateway.queues import QueueItem
-from smsgateway.rules import day_begins
 from smsgateway.schema import Mode
 from smsgateway.settings import Settings
 from smsgateway.settling import freeze_request, now_ms, owed_back, release_owed
@@ -39,8 +38,8 @@ from smsgateway.store.accepting import (
     NewChunk,
 )
 from smsgateway.store.rule_checks import Ask
-from smsgateway.terms import NO_TERMS, Terms
-from smsgateway.zones import country_code, zones_of
+from smsgateway.terms import NO_TERMS, Night, Terms
+from smsgateway.zones import country_code
 
 log = structlog.get_logger(__name__)
 
@@ -81,17 +80,17 @@ class Batch:
         domestic = sum(1 for mobile in self.mobiles if mobile.startswith(self.domestic_prefix))
         return domestic * self.domestic_segments + (len(self.mobiles) - domestic) * self.international_segments
 
-    def by_due(self) -> dict[datetime | None, Sequence[str]]:
-        """The numbers by the moment before which they must not be sent to; None: at once."""
+    def by_due(self) -> dict[tuple[datetime | None, Night | None], Sequence[str]]:
+        """The numbers by the moment before which they must not be sent to (None: at once) and the night after it."""
         terms = self.terms
         if terms.quiet is None:
-            return {terms.due_at: self.mobiles}
-        due: dict[str, datetime | None] = {}
-        found: dict[datetime | None, list[str]] = {}
+            return {(terms.due_at, None): self.mobiles}
+        due: dict[str, tuple[datetime | None, Night | None]] = {}
+        found: dict[tuple[datetime | None, Night | None], list[str]] = {}
         for mobile in self.mobiles:
             code = "86" if mobile.startswith(self.domestic_prefix) else country_code(mobile)
             if code not in due:
-                due[code] = day_begins(terms.quiet, zones_of(code), terms.moment) or terms.due_at
+                due[code] = terms.due_of(mobile), terms.night_of(mobile)
             found.setdefault(due[code], []).append(mobile)
         return dict(found)
 
@@ -309,14 +308,14 @@ class BatchAcceptor:
     def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
         at_ms, step = now_ms(), self._chunk_messages(batch.brand_id, batch.sms_type)
         new = self._identifiers.new
-        for due_at, mobiles in batch.by_due().items():
+        for (due_at, night), mobiles in batch.by_due().items():
             for start in range(0, len(mobiles), step):
                 messages = [
                     (new(batch.brand_id, at_ms), mobile, batch.segments_of(mobile))
                     for mobile in mobiles[start : start + step]
                 ]
                 segments = sum(segments for _, _, segments in messages)
-                yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments, due_at), messages
+                yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments, due_at, night), messages
 
     async def _forget(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
         """Forget a refused batch, unless another call of the same request_id got it accepted meanwhile."""
@@ -349,7 +348,7 @@ def _record(batch: Batch, batch_id: str) -> NewBatch:
         batch.text,
         len(batch.mobiles),
         batch.segments(),
-        any(due_at is not None for due_at in batch.by_due()),
+        any(due_at is not None for due_at, _ in batch.by_due()),
         batch.terms.subject if batch.terms.limits else None,
     )
 

@@ -365,6 +365,27 @@ def day_begins(quiet: QuietHours, zones: Sequence[ZoneInfo], moment: datetime) -
     return None if at == moment else at
 
 
+def next_night(quiet: QuietHours, zones: Sequence[ZoneInfo], moment: datetime) -> tuple[datetime, datetime] | None:
+    """The first quiet hours after a moment in any of the zones, until it is day in all of them; None: there are none.
+
+    Who comes to a message later takes them to come again every 24 hours, which is an hour off where clocks change.
+    """
+    if quiet.start == quiet.end:
+        return None
+    start = min(_next(quiet.start, zone, moment) for zone in zones)
+    return start, day_begins(quiet, zones, start) or start
+
+
+def _next(minutes: int, zone: ZoneInfo, moment: datetime) -> datetime:
+    """When it is so late in a zone for the first time after a moment."""
+    at, day = time(minutes // 60, minutes % 60), moment.astimezone(zone).date()
+    for days in (0, 1):
+        found = datetime.combine(day + timedelta(days=days), at, zone).astimezone(UTC)
+        if found > moment:
+            return found
+    return datetime.combine(day + timedelta(days=2), at, zone).astimezone(UTC)
+
+
 def _quiet_end(quiet: QuietHours, zone: ZoneInfo, moment: datetime) -> datetime | None:
     """The end of the quiet hours that a moment falls into, or None."""
     if quiet.start == quiet.end:

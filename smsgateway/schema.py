@@ -213,6 +213,8 @@ dispatch = Table(
     _moment("valid_until", nullable=True),  # not to be sent from then on
     Column("tried", Boolean, nullable=False, server_default="false"),  # somebody may have paid before the claim
     _identifier("subject", nullable=True),  # under which its number was counted (see `frequency`); null: it was not
+    _moment("night_from", nullable=True),  # the next hours in which it must not be sent, and every day after them
+    _moment("night_until", nullable=True),
     PrimaryKeyConstraint("brand_id", "dispatch_id"),
     CheckConstraint("messages > 0 and segments > 0", name="dispatch_not_empty"),
     CheckConstraint("state < 2 or order_no is not null", name="dispatch_frozen_before_queued"),

@@ -20,6 +20,7 @@ from smsgateway.rules import (
     filled,
     is_signature,
     named_template,
+    next_night,
     not_before,
     signature_of,
     signed,
@@ -27,9 +28,11 @@ from smsgateway.rules import (
 from smsgateway.sensitive_words import NO_WORDS, SensitiveWords
 from smsgateway.settings import Settings
 from smsgateway.templates import VARIABLES_MAX
+from smsgateway.zones import country_code, zones_of
 
 Asked = sms_gateway_pb2.SendSmsRequest | sms_gateway_pb2.BatchHeader
 Violations = dict[str, str]
+Night = tuple[datetime, datetime]
 
 _TEMPLATE_ID_CHARACTERS_MAX = 64
 _VALID_SECONDS_MAX = 7 * 86_400
@@ -68,6 +71,12 @@ class Terms:
     def due_of(self, mobile: str) -> datetime | None:
         """Before which moment a number must not be sent to; None: it may at once."""
         return not_before(self.quiet, mobile, self.moment) or self.due_at
+
+    def night_of(self, mobile: str) -> Night | None:
+        """When a number must not be sent to next, counted from when it is due."""
+        if self.quiet is None:
+            return None
+        return next_night(self.quiet, zones_of(country_code(mobile)), self.due_of(mobile) or self.moment)
 
 
 NO_TERMS = Terms()

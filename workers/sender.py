@@ -255,6 +255,9 @@ class Sender:
             return
         if progress.is_over and not progress.tried:
             await self._fail_over(progress)
+        if progress.claimed.night_seconds:
+            # Its number sleeps by now: a backlog has brought it here.
+            raise _Later(progress.claimed.night_seconds)
         # What may have been paid for is asked for its payment first, so that it is refunded and not released.
         await self._pay(progress)
         reach("worker.dispatch.paid")

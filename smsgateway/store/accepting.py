@@ -41,9 +41,9 @@ _RECORD_MESSAGES = f"""
 with asked as materialized (
   select *
   from unnest(%s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::int[],
-              %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[])
+              %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[], %s::timestamptz[], %s::timestamptz[])
        as asked (brand_id, request_id, fingerprint, message_id, sms_type, mobile, text, segments, due_at, valid_from,
-                 valid_ms, subject)
+                 valid_ms, subject, night_from, night_until)
 ), new as (
   insert into smsgateway.request_key (brand_id, operation, request_id, fingerprint, target_id, created_at)
   select asked.brand_id, {Mode.SINGLE:d}, asked.request_id, asked.fingerprint, asked.message_id, now()
@@ -60,10 +60,11 @@ with asked as materialized (
 ), dispatched as (
   insert into smsgateway.dispatch
     (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, created_at, changed_at, not_before,
-     due_at, valid_until, subject)
+     due_at, valid_until, subject, night_from, night_until)
   select asked.brand_id, asked.message_id, {Mode.SINGLE:d}, asked.sms_type, 1, asked.segments, asked.request_id,
          {DispatchState.ACCEPTING:d}, now(), now(), asked.due_at, asked.due_at,
-         coalesce(asked.valid_from, now()) + asked.valid_ms * interval '1 ms', asked.subject
+         coalesce(asked.valid_from, now()) + asked.valid_ms * interval '1 ms', asked.subject,
+         asked.night_from, asked.night_until
   from asked
   where (asked.message_id in (select target_id from new)) is true
 )
@@ -196,10 +197,12 @@ from stdin
 _INSERT_CHUNKS = f"""
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, order_no, created_at,
-   changed_at, not_before, due_at, valid_until)
+   changed_at, not_before, due_at, valid_until, night_from, night_until)
 select %s, chunk.dispatch_id, {Mode.BATCH:d}, %s, %s, chunk.messages, chunk.segments, %s, {DispatchState.QUEUED:d}, %s,
-       now(), now(), chunk.due_at, chunk.due_at, coalesce(%s::timestamptz, now()) + %s::bigint * interval '1 ms'
-from unnest(%s::text[], %s::int[], %s::int[], %s::timestamptz[]) as chunk (dispatch_id, messages, segments, due_at)
+       now(), now(), chunk.due_at, chunk.due_at, coalesce(%s::timestamptz, now()) + %s::bigint * interval '1 ms',
+       chunk.night_from, chunk.night_until
+from unnest(%s::text[], %s::int[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
+     as chunk (dispatch_id, messages, segments, due_at, night_from, night_until)
 """
 
 _DELETE_BATCHES = """
@@ -276,7 +279,8 @@ class KnownKey:
 @dataclass(frozen=True, slots=True)
 class NewMessage:
     """A single message to be recorded; its dispatch has the same id. `due_at`: not to be sent before; `valid_ms`: not
-    to be sent so long after `valid_from`, or after now without it; `subject`: under which it is counted.
+    to be sent so long after `valid_from`, or after now without it; `subject`: under which it is counted; `night`: not
+    to be sent from its first moment until its second, nor in the same hours of the days after.
     """
 
     brand_id: int
@@ -290,6 +294,7 @@ class NewMessage:
     valid_from: datetime | None = None
     valid_ms: int | None = None
     subject: str | None = None
+    night: tuple[datetime, datetime] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,12 +340,13 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class NewChunk:
-    """A chunk of a batch; `due_at`: not to be sent before."""
+    """A chunk of a batch; `due_at`: not to be sent before; `night` as of `NewMessage`."""
 
     dispatch_id: str
     messages: int
     segments: int
     due_at: datetime | None = None
+    night: tuple[datetime, datetime] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +421,8 @@ async def record_messages(connection: Connection, messages: Sequence[tuple[Key, 
             arrays.moments([message.valid_from for _, message in messages]),
             arrays.integers([message.valid_ms for _, message in messages]),
             arrays.texts([message.subject for _, message in messages]),
+            arrays.moments([message.night and message.night[0] for _, message in messages]),
+            arrays.moments([message.night and message.night[1] for _, message in messages]),
         ),
     )
     return await _first_column(cursor)
@@ -609,6 +617,8 @@ async def insert_chunks(
             arrays.integers([chunk.messages for chunk in chunks]),
             arrays.integers([chunk.segments for chunk in chunks]),
             arrays.moments([chunk.due_at for chunk in chunks]),
+            arrays.moments([chunk.night and chunk.night[0] for chunk in chunks]),
+            arrays.moments([chunk.night and chunk.night[1] for chunk in chunks]),
         ),
     )
 

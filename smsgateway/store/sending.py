@@ -25,6 +25,8 @@ from smsgateway.store.outbox import OutboxRow
 
 # A state is written `state + 0` beside a key, as in `smsgateway.store.accepting`.
 
+_DAY_SECONDS = 86_400
+
 _CLAIM = f"""
 with claimed as (
   update smsgateway.dispatch as d
@@ -40,7 +42,12 @@ with claimed as (
     )
   returning d.brand_id, d.dispatch_id, d.batch_id, d.messages, d.segments, d.request_id, d.sms_type, d.order_no,
             d.payment_no, d.attempts, d.failures, greatest(d.created_at, d.due_at) as created_at, d.tried,
-            extract(epoch from d.valid_until - now())::double precision as valid_seconds
+            extract(epoch from d.valid_until - now())::double precision as valid_seconds,
+            -- The night comes again every day.
+            case when now() >= d.night_from then
+              greatest(0, extract(epoch from d.night_until - d.night_from)
+                          - mod(extract(epoch from now() - d.night_from), {_DAY_SECONDS}))::double precision
+            else 0 end as night_seconds
 )
 """
 
@@ -255,7 +262,8 @@ where d.brand_id = %(brand)s and d.dispatch_id = %(parent)s and d.messages > 1
     (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = %(call)s)
     or (d.state = {DispatchState.CLAIMED:d} and d.epoch = %(epoch)s)
   )
-returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since, d.due_at, d.valid_until
+returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since, d.due_at, d.valid_until,
+          d.night_from, d.night_until
 """
 
 _HALVE_MESSAGES = """
@@ -275,8 +283,9 @@ returning half.dispatch_id, m.segments
 _INSERT_HALF = f"""
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, epoch, order_no, payment_no,
-   retry_since, due_at, valid_until, created_at, changed_at)
-values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, %s, %s, now(), now())
+   retry_since, due_at, valid_until, night_from, night_until, created_at, changed_at)
+values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, %s, %s, %s, %s, now(),
+        now())
 """
 
 
@@ -295,7 +304,8 @@ class ClaimRequest:
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A dispatch that is ours to pay and submit. `created_at`: since when it is due; `tried`: somebody may have paid
-    for it before; `valid_seconds` that it may still be sent, None: for ever.
+    for it before; `valid_seconds` that it may still be sent, None: for ever; `night_seconds` until it may be sent
+    again.
     """
 
     brand_id: int
@@ -314,6 +324,7 @@ class Claimed:
     mobiles: tuple[str, ...]
     tried: bool = False
     valid_seconds: float | None = None
+    night_seconds: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,7 +451,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
     claimed = {}
     for row in await cursor.fetchall():
         brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
-        failures, created_at, tried, valid_seconds, text, mobiles = row[10:]
+        failures, created_at, tried, valid_seconds, night_seconds, text, mobiles = row[10:]
         claimed[brand_id, dispatch_id] = Claimed(
             brand_id=brand_id,
             dispatch_id=dispatch_id,
@@ -458,6 +469,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
             mobiles=tuple(mobiles.split(",")) if mobiles else (),
             tried=tried,
             valid_seconds=valid_seconds,
+            night_seconds=night_seconds,
         )
     return claimed
 
@@ -700,7 +712,7 @@ async def halve(
     row = await cursor.fetchone()
     if row is None:
         return False
-    sms_type, batch_id, request_id, order_no, payment_no, retry_since, due_at, valid_until = row
+    sms_type, batch_id, request_id, order_no, payment_no, retry_since, *times = row
     cursor = await connection.execute(
         _HALVE_MESSAGES, {"brand": brand_id, "parent": parent, "first": halves[0], "second": halves[1]}
     )
@@ -721,8 +733,7 @@ async def halve(
                 order_no,
                 payment_no,
                 retry_since,
-                due_at,
-                valid_until,
+                *times,
             ),
         )
     return True

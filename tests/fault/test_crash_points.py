@@ -55,6 +55,7 @@ UNKNOWN = Outcome(MessageState.FAILED, NO_OUTCOME)
 REFUSED_BY_CARRIER = Outcome(MessageState.FAILED, REFUSED_CODE)
 CANCELLED = Outcome(MessageState.CANCELLED)
 EXPIRED = Outcome(MessageState.EXPIRED, sent=True)
+OVER = Outcome(MessageState.FAILED, "VALIDITY_EXPIRED")
 # What nobody tells is not waited for; a second is longer than calls and receipts take, where there are any.
 SOON: dict[str, Any] = {"outcome_hours": 1 / 3_600}
 
@@ -425,6 +426,62 @@ async def a_batch_left_to_sweepers(world: World) -> None:
     await world.dies("worker", "worker.sweep.batches")
     await world.dies("worker", "worker.sweep.undone")
     await send(world, world.stack, mobiles)
+    await world.settled()
+
+
+# What the sender's rules bring with them.
+
+
+async def counted_once(world: World, messages: int, *points: str) -> None:
+    """A number may get one message a minute: what a dead gateway counted must not stand in its caller's way."""
+    await world.stack.rows(
+        "insert into sender_rules (brand_id, frequency, marketing_limits, changed_at)"
+        " values (%s, true, '{1,1,1}', now())",
+        world.brand_id,
+    )
+    mobiles = world.numbers(messages, DELIVERED)
+    async with service(world, "gateway", points[0]) as gateway:
+        calling = asyncio.create_task(answered(world, gateway.target, lambda stack: send(world, stack, mobiles)))
+        await gateway.dies_at(*points)
+        target_id = await calling
+    assert await send(world, world.stack, mobiles) == target_id
+    counted = await world.stack.rows("select targets from frequency where brand_id = %s", world.brand_id)
+    assert counted == [([target_id],)] * messages
+    await world.settled()
+
+
+@way("gateway.single.judged")
+async def a_single_judged(world: World) -> None:
+    """Counted in the transaction that records it."""
+    await counted_once(world, 1, "gateway.single.judged")
+
+
+@way("gateway.batch.judged", "gateway.batch.frozen")
+async def a_batch_judged(world: World) -> None:
+    """Counted before it is frozen, and not once more when its caller takes it up again."""
+    await counted_once(world, 3, "gateway.batch.judged", "gateway.batch.frozen")
+
+
+@way("worker.dispatch.over")
+async def a_message_past_its_validity(world: World) -> None:
+    """Its first worker dies before it is recorded as failed; the next cannot know that nobody has paid."""
+    (mobile,) = world.numbers(1, OVER)
+    message_id = await world.stack.send(
+        mobile, brand_id=world.brand_id, request_id=request_of(world), valid_for={"seconds": 3_600}
+    )
+    await world.stack.rows("update dispatch set valid_until = now() where dispatch_id = %s", message_id)
+    await world.dies("worker", "worker.dispatch.over")
+    await world.settled()
+
+
+@way("worker.sweep.taken", "worker.sweep.pushed")
+async def a_held_message(world: World) -> None:
+    """Workers die as they push what has become due."""
+    (mobile,) = world.numbers(1, DELIVERED)
+    due = Timestamp(seconds=int(time.time()) + 1)
+    await world.stack.send(mobile, brand_id=world.brand_id, request_id=request_of(world), send_at=due)
+    await world.dies("worker", "worker.sweep.taken")
+    await world.dies("worker", "worker.sweep.pushed")
     await world.settled()
 
 

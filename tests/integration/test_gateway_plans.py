@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 from plan_harness import require_look_ups, statements_of
 
-from smsgateway.store import accepting, listing, outbox, receipts, sending
+from smsgateway.store import accepting, listing, outbox, receipts, rule_checks, sender_rules, sending, suppressions
 
 pytestmark = pytest.mark.timeout(60)
 
 # What sweeps by age instead of looking up: it walks an index in order, up to a limit.
-_SWEEPS = {"_ABANDONED_MESSAGES", "_ABANDONED_BATCHES"}
+_SWEEPS = {"_ABANDONED_MESSAGES", "_ABANDONED_BATCHES", "_DELETE_EXPIRED"}
 
 
 def _statements() -> dict[str, str]:
     found = {name: text for name, text in statements_of(accepting, listing).items() if name not in _SWEEPS}
+    for kind, module in {"checks": rule_checks, "rules": sender_rules, "suppressions": suppressions}.items():
+        # Which brands have changed is asked by time.
+        left_out = _SWEEPS | {"_CHANGED"}
+        found |= {f"{kind} {name}": text for name, text in statements_of(module).items() if name not in left_out}
     # Those of `Database.statement`: planned once and for all.
     for name in ("_CLAIM_SINGLE", "_CLAIM_BATCH", "_MARK", "_ACCEPT_WHOLE"):
         found[name] = statements_of(sending)[name]

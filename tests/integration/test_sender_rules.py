@@ -278,7 +278,7 @@ async def test_marketing_is_held_by_zone_and_schedules_wait(
     start, end = shanghai - timedelta(hours=1), (shanghai + timedelta(hours=2)).replace(second=0, microsecond=0)
     async with ruled(fake_costcenter, database_url, redis_url) as (gateway, admin):
         await admin.rules(quiet_hours=ON, quiet_from=f"{start:%H:%M}", quiet_until=f"{end:%H:%M}")
-        # It is as late in Manila as in Shanghai, and three hours earlier in Bangkok… one: still quiet, an hour longer.
+        # It is as late in Manila as in Shanghai, and an hour less in Bangkok: quiet, for an hour longer.
         mobiles = [*numbers(2), "+639171234567", "+66812345678", "+358401234567"]
         batch = await gateway.send_batch(mobiles)
         chunks = await gateway.rows(
@@ -288,6 +288,9 @@ async def test_marketing_is_held_by_zone_and_schedules_wait(
         assert [row[0] for row in chunks] == [1, 3, 1]
         assert [row[1] for row in chunks] == [None, end, bangkok]
         assert {row[4] for row in chunks} == {2}
+        night = (start.replace(second=0, microsecond=0) + timedelta(days=1), end + timedelta(days=1))
+        manila = "select night_from, night_until from dispatch where messages = 3"
+        assert await gateway.rows(manila) == [night]
         assert await gateway.rows("select held from batch") == [(True,)]
         # A text that is scheduled past the night goes at its time, a verification code at once.
         later = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=5)

@@ -234,6 +234,22 @@ def test_in_a_country_of_several_zones_it_must_be_day_in_all() -> None:
     assert rules.not_before(NIGHT, "+14155550100", until) is None
 
 
+def test_the_next_night_begins_in_the_first_zone_and_ends_in_the_last() -> None:
+    """For who comes to a message later than it was due."""
+    noon = datetime(2026, 1, 15, 12, tzinfo=SHANGHAI)
+    night = (noon.replace(hour=22), datetime(2026, 1, 16, 8, tzinfo=SHANGHAI))
+    assert rules.next_night(NIGHT, zones_of("86"), noon) == night
+    tomorrow = (night[0] + timedelta(days=1), night[1] + timedelta(days=1))
+    assert rules.next_night(NIGHT, zones_of("86"), night[0]) == tomorrow
+    # Day everywhere.
+    morning = datetime(2026, 1, 15, 10, tzinfo=ZoneInfo("Pacific/Honolulu"))
+    assert rules.next_night(NIGHT, zones_of("1"), morning) == (
+        datetime(2026, 1, 15, 22, tzinfo=ZoneInfo("America/St_Johns")),
+        datetime(2026, 1, 16, 8, tzinfo=ZoneInfo("Pacific/Honolulu")),
+    )
+    assert rules.next_night(QuietHours(0, 0), zones_of("86"), noon) is None
+
+
 def test_hours_within_a_day_and_none_at_all() -> None:
     """A midday rest ends on the same day; a night without length is none."""
     noon = datetime(2026, 5, 1, 12, 30, tzinfo=SHANGHAI)
