@@ -105,7 +105,7 @@ async def test_what_is_over_fails_and_its_segments_come_back(stack: Stack) -> No
     chunk whose account rests: likewise. The carrier hears of none.
     """
     carrier = ScriptedCarrier()
-    valid = {"valid_for": {"seconds": 3_600}}
+    valid: dict[str, Any] = {"valid_for": {"seconds": 3_600}}
     fresh = await stack.send(numbers(1)[0], **valid)
     tried = await stack.send(numbers(1, 1)[0], **valid)
     later = {"seconds": int(datetime.now(UTC).timestamp()) + 86_400}

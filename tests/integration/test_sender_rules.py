@@ -19,10 +19,12 @@ from infra.authorization import Role
 from infra.errors import Refusal, StartError
 from infra.grpc_server import bearer
 from infra.grpc_status import from_error
-from protos.smsgateway.v1 import sender_rules_pb2 as pb
-from protos.smsgateway.v1 import sender_rules_pb2_grpc
+from protos.smsgateway.v1 import sender_rules_pb2, sender_rules_pb2_grpc
 
 pytestmark = pytest.mark.timeout(60)
+
+# Untyped, for what is no valid request.
+pb: Any = sender_rules_pb2
 
 ADMIN, VERIFICATION, NOTIFICATION, MARKETING = "admin", 1, 2, 3
 ON, OFF = pb.SWITCH_ON, pb.SWITCH_OFF
@@ -48,7 +50,7 @@ class Admin:
 
     async def suppress(self, *mobiles: str, kind: int = 1, brand_id: int = BRAND) -> int:
         """AddSuppressions."""
-        request = pb.AddSuppressionsRequest(brand_id=brand_id, kind=kind, mobiles=mobiles, reason="asked for it")  # type: ignore[arg-type]
+        request = pb.AddSuppressionsRequest(brand_id=brand_id, kind=kind, mobiles=mobiles, reason="asked for it")
         return int((await self.call("AddSuppressions", request)).added)
 
     async def template(self, template_id: str, text: str, sms_type: int = VERIFICATION, approval: int = 2) -> None:
@@ -56,9 +58,9 @@ class Admin:
         request = pb.PutTemplateRequest(
             brand_id=BRAND,
             template_id=template_id,
-            sms_type=sms_type,  # type: ignore[arg-type]
+            sms_type=sms_type,
             text=text,
-            approval=approval,  # type: ignore[arg-type]
+            approval=approval,
         )
         await self.call("PutTemplate", request)
 
@@ -89,7 +91,7 @@ async def test_each_rule_of_a_text_refuses_and_freezes_nothing(
     words.write_text("赌博\n", encoding="utf-8")
     async with ruled(fake_costcenter, database_url, redis_url, sensitive_words_file=words) as (gateway, admin):
         await admin.rules(signatures=ON, templates=ON, suffix=pb.SUFFIX_RULE_REQUIRED)
-        await admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="示例", approval=2))  # type: ignore[arg-type]
+        await admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="示例", approval=2))
         await admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="未批"))
         await admin.template("code", "【示例】验证码 {code}")
         await admin.template("word", "【示例】来{what}")
@@ -123,7 +125,12 @@ async def test_each_rule_of_a_text_refuses_and_freezes_nothing(
         # What keeps the rules goes, made of a template too.
         reply = await gateway.send(request_id="good", text="", template_id="code", template_values={"code": "42"})
         assert (await gateway.message(reply.message_id)).text == "【示例】验证码 42"
-        sale = {"sms_type": MARKETING, "template_id": "sale", "template_values": {"what": "春季"}, "signature": "示例"}
+        sale: dict[str, Any] = {
+            "sms_type": MARKETING,
+            "template_id": "sale",
+            "template_values": {"what": "春季"},
+            "signature": "示例",
+        }
         await admin.rules(signatures=ON, templates=ON, suffix=pb.SUFFIX_RULE_APPENDED)
         reply = await gateway.send(request_id="sale", text="", **sale)
         assert (await gateway.message(reply.message_id)).text == "【示例】春季大促拒收请回复R"
@@ -360,7 +367,7 @@ async def test_rules_are_put_listed_by_page_and_removed(
         more = await refusal_of(admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="丁")))
         assert more.reason == "TOO_MANY_SIGNATURES"
         assert (await refusal_of(admin.template("t-9", "x"))).reason == "TOO_MANY_TEMPLATES"
-        await admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="甲", approval=3))  # type: ignore[arg-type]
+        await admin.call("PutSignature", pb.PutSignatureRequest(brand_id=BRAND, signature="甲", approval=3))
         listed = await admin.call("ListSignatures", pb.ListSignaturesRequest(brand_id=BRAND, page_size=2))
         rest = pb.ListSignaturesRequest(brand_id=BRAND, page_size=2, page_token=listed.next_page_token)
         both = [*listed.signatures, *(await admin.call("ListSignatures", rest)).signatures]
@@ -387,7 +394,7 @@ async def test_rules_are_put_listed_by_page_and_removed(
         ]
         assert last.next_page_token == ""
         assert {each.source for each in page.suppressions} == {"admin"}
-        off = pb.RemoveSuppressionsRequest(brand_id=BRAND, kind=1, mobiles=["13800000000"])  # type: ignore[arg-type]
+        off = pb.RemoveSuppressionsRequest(brand_id=BRAND, kind=1, mobiles=["13800000000"])
         assert [(await admin.call("RemoveSuppressions", off)).removed for _ in range(2)] == [1, 0]
 
         violations: list[tuple[str, Any, set[str]]] = [
@@ -397,7 +404,7 @@ async def test_rules_are_put_listed_by_page_and_removed(
                 pb.PutBrandRulesRequest(
                     rules=pb.BrandRules(
                         brand_id=BRAND, signatures=9, suffix=9, quiet_from="24:00", marketing={"per_day": 1_001}
-                    )  # type: ignore[arg-type]
+                    )
                 ),
                 {"rules.signatures", "rules.suffix", "rules.quiet_from", "rules.marketing"},
             ),
@@ -405,16 +412,16 @@ async def test_rules_are_put_listed_by_page_and_removed(
                 "PutSignature",
                 pb.PutSignatureRequest(brand_id=BRAND, signature="【x】", approval=4),
                 {"signature", "approval"},
-            ),  # type: ignore[arg-type]
+            ),
             (
                 "PutTemplate",
-                pb.PutTemplateRequest(brand_id=BRAND, template_id="a b", text="{", approval=9),  # type: ignore[arg-type]
+                pb.PutTemplateRequest(brand_id=BRAND, template_id="a b", text="{", approval=9),
                 {"template_id", "sms_type", "text", "approval"},
             ),
             ("AddSuppressions", pb.AddSuppressionsRequest(brand_id=BRAND), {"kind", "mobiles"}),
             (
                 "AddSuppressions",
-                pb.AddSuppressionsRequest(brand_id=BRAND, kind=1, mobiles=["13800000000", "1"], source="a b"),  # type: ignore[arg-type]
+                pb.AddSuppressionsRequest(brand_id=BRAND, kind=1, mobiles=["13800000000", "1"], source="a b"),
                 {"mobiles[1]", "source"},
             ),
             ("ListSuppressions", pb.ListSuppressionsRequest(brand_id=BRAND, mobile="1"), {"mobile"}),
