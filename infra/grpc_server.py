@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ CALL_SECONDS = Histogram(
 )
 
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+Stream = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AsyncGenerator[Any, None]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -68,58 +70,96 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
         # The annotations know the synchronous behaviours only; on this server they are coroutine functions.
-        behaviour = cast(Handler, handler.stream_unary or handler.unary_unary)
-        serve = self._serve(method, behaviour)
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        wrapped = make(serve, handler.request_deserializer, handler.response_serializer)
+        streaming = cast("Stream | None", handler.unary_stream)
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
+        if streaming is not None:
+            wrapped = grpc.unary_stream_rpc_method_handler(
+                cast(Any, self._serve_stream(method, streaming)),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        else:
+            behaviour = cast(Handler, handler.stream_unary or handler.unary_unary)
+            serve = self._serve(method, behaviour)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            wrapped = make(serve, handler.request_deserializer, handler.response_serializer)
         self._wrapped[method] = wrapped
         return wrapped
 
     def _serve(self, method: str, behaviour: Handler) -> Handler:
-        roles = self._permissions.get(method)
         name = method.rpartition("/")[2]
         seconds = CALL_SECONDS.labels(name)
         ok = CALLS.labels(name, "OK")
-        authenticator, domain = self._authenticator, self._domain
 
         async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.perf_counter()
             try:
-                header = None
-                for key, value in context.invocation_metadata() or ():
-                    if key == "authorization":
-                        header = value if isinstance(value, str) else value.decode("ascii", "replace")
-                        break
-                principal = await authenticator.authenticate(header)
-                _require_role(principal, roles)
-                set_principal(principal)
+                await self._admit(method, context)
                 reply = await behaviour(request, context)
-            except Refusal as error:
-                refusal = error
-            except TRANSIENT as error:
-                log.warning("dependency unreachable", method=name, error=type(error).__name__)
-                refusal = unavailable(
-                    "a part that this call needs cannot be reached; call again with the same request_id"
-                )
             except grpc.aio.AbortError:
                 raise
-            except Exception:
-                # The caller gets no traceback; whoever runs the service finds it here.
-                log.exception("call failed", method=name)
-                refusal = Refusal(
-                    grpc.StatusCode.INTERNAL, "INTERNAL", "an error of the service; its log has the details"
-                )
+            except Exception as error:
+                refusal = _refusal(name, error)
             else:
                 ok.inc()
                 seconds.observe(time.perf_counter() - started)
                 return reply
-            CALLS.labels(name, refusal.code.name).inc()
             seconds.observe(time.perf_counter() - started)
-            await context.abort(refusal.code, refusal.message, to_trailers(refusal, domain))
+            await self._refuse(name, refusal, context)
 
         return serve
+
+    def _serve_stream(self, method: str, behaviour: Stream) -> Stream:
+        name = method.rpartition("/")[2]
+
+        # Not in the histogram of times: a stream lasts as long as what it tells of.
+        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncGenerator[Any, None]:
+            try:
+                await self._admit(method, context)
+                async with aclosing(behaviour(request, context)) as replies:
+                    async for reply in replies:
+                        yield reply
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                refusal = _refusal(name, error)
+            else:
+                CALLS.labels(name, "OK").inc()
+                return
+            await self._refuse(name, refusal, context)
+
+        return serve
+
+    async def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Know the caller and its role. Raises `Refusal`."""
+        header = None
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                header = value if isinstance(value, str) else value.decode("ascii", "replace")
+                break
+        principal = await self._authenticator.authenticate(header)
+        _require_role(principal, self._permissions.get(method))
+        set_principal(principal)
+
+    async def _refuse(self, name: str, refusal: Refusal, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        CALLS.labels(name, refusal.code.name).inc()
+        await context.abort(refusal.code, refusal.message, to_trailers(refusal, self._domain))
+
+
+def _refusal(name: str, error: Exception) -> Refusal:
+    """What a caller hears of an error."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, TRANSIENT):
+        log.warning("dependency unreachable", method=name, error=type(error).__name__)
+        return unavailable("a part that this call needs cannot be reached; call again with the same request_id")
+    # The caller gets no traceback; whoever runs the service finds it here.
+    log.error("call failed", method=name, exc_info=error)
+    return Refusal(grpc.StatusCode.INTERNAL, "INTERNAL", "an error of the service; its log has the details")
 
 
 def _require_role(principal: Principal, roles: frozenset[Role] | None) -> None:

@@ -3,7 +3,8 @@
 Services never import it; they meet it over HTTP alone, as they meet the vendor. The protocol is in docs/carriers.md.
 
 It takes ``POST /msg/send/json`` (and ``/msg/v1/send/json``, ``/msg/variable/json``, ``/msg/balance/json``,
-``/msg/pull/report``), remembers every message that it took on, bills by the domestic rule, and pushes receipts as GET.
+``/msg/pull/report``, ``/msg/pull/mo``), remembers every message that it took on, bills by the domestic rule, and pushes
+receipts as GET.
 Receipts that become due while no ``receipt_url`` is set wait to be pulled instead, and so do those whose pushes were
 lost or never acknowledged. It misbehaves on request: see `SimulatorSettings`, changed while it runs by
 ``POST /simulator/settings`` with any of its fields as JSON.
@@ -63,6 +64,8 @@ _VARIABLE: Final = "{$var}"
 _VARIABLES_MAX: Final = 20
 _PULL_COUNT_MAX: Final = 100
 _PULL_COUNT_DEFAULT: Final = 20
+REPLIES_MAX: Final = 100_000
+"""Replies that wait to be pulled, at most."""
 _PAGE_LIMIT_MAX: Final = 10_000
 _PAGE_LIMIT_DEFAULT: Final = 1_000
 _RECEIPT_TICK_S: Final = 0.01
@@ -327,6 +330,7 @@ class CarrierSimulator:
         self._record = _Record(config.record_entries_max)
         self._receipts = _Receipts(self._record, config.receipt_connections)
         self._balance = config.balance
+        self._replies: deque[dict[str, str]] = deque()
         self._refused: Counter[str] = Counter()
         self._lost_calls = 0
         self._runner: web.ServerRunner | None = None
@@ -339,6 +343,8 @@ class CarrierSimulator:
             ("POST", "/msg/variable/json"): self._send_personalised,
             ("POST", "/msg/balance/json"): self._tell_balance,
             ("POST", "/msg/pull/report"): self._pull_report,
+            ("POST", "/msg/pull/mo"): self._pull_replies,
+            ("POST", "/simulator/replies"): self._add_replies,
             ("GET", "/simulator/record"): self._show_record,
             ("GET", "/simulator/settings"): self._show_settings,
             ("POST", "/simulator/settings"): self._change_settings,
@@ -404,6 +410,30 @@ class CarrierSimulator:
         """
         changed = self._settings.changed(changes)
         self._apply(changed, reseed="seed" in changes)
+
+    def reply(self, mobile: str, text: str, destination: str = "1069012345") -> None:
+        """Have a phone send something back, which waits to be pulled, as ``POST /simulator/replies`` does.
+
+        Args:
+            mobile: the phone's number, 11 digits.
+            text: what it sends.
+            destination: the number that it sends it to.
+
+        Raises:
+            SettingsError: `REPLIES_MAX` wait.
+        """
+        if len(self._replies) >= REPLIES_MAX:
+            raise SettingsError(f"{REPLIES_MAX} replies wait to be pulled")
+        clock = _clock()
+        self._replies.append(
+            {
+                "spCode": destination,
+                "moTime": clock.second12,
+                "messageContent": text,
+                "destCode": destination,
+                "mobile": mobile,
+            }
+        )
 
     def totals(self) -> dict[str, Any]:
         """What was asked, taken on and reported so far, as ``GET /simulator/record`` shows it."""
@@ -515,10 +545,7 @@ class CarrierSimulator:
 
     async def _pull_report(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            asked = self._authorized(await request.read())
-            count = str(asked.get("count", _PULL_COUNT_DEFAULT))
-            if not re.fullmatch(r"[1-9][0-9]{0,2}", count) or int(count) > _PULL_COUNT_MAX:
-                raise _Refusal("130")
+            count = self._pull_count(self._authorized(await request.read()))
         except _Refusal as refusal:
             return _json({"ret": 1, "error": f"refused with {refusal.code}"})
         settings = self._settings
@@ -526,12 +553,37 @@ class CarrierSimulator:
         drawn = self._random.random() if settings.pull_error_rate or settings.pull_loss else 1.0
         if drawn < settings.pull_error_rate:
             return _json({"ret": 1, "error": "system busy"})
-        rows = self._receipts.pull(int(count))
+        rows = self._receipts.pull(count)
         if drawn < settings.pull_error_rate + settings.pull_loss:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response(status=504)
         return _json({"ret": 0, "result": rows})
+
+    async def _pull_replies(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            count = self._pull_count(self._authorized(await request.read()))
+        except _Refusal as refusal:
+            return _json({"ret": 1, "error": f"refused with {refusal.code}"})
+        rows = [self._replies.popleft() for _ in range(min(count, len(self._replies)))]
+        return _json({"ret": 0, "result": rows})
+
+    async def _add_replies(self, request: web.BaseRequest) -> web.StreamResponse:
+        """``POST /simulator/replies``: a JSON list of objects with mobile, text and, if wanted, destination."""
+        try:
+            wanted = orjson.loads(await request.read())
+            for each in wanted:
+                self.reply(*(str(each[name]) for name in ("mobile", "text", "destination") if name in each))
+        except (orjson.JSONDecodeError, TypeError, KeyError, SettingsError) as error:
+            return _json({"error": f"want a list of objects with mobile and text: {error}"}, status=400)
+        return _json({"waiting": len(self._replies)})
+
+    @staticmethod
+    def _pull_count(asked: Mapping[str, Any]) -> int:
+        count = str(asked.get("count", _PULL_COUNT_DEFAULT))
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", count) or int(count) > _PULL_COUNT_MAX:
+            raise _Refusal("130")
+        return int(count)
 
     def _authorized(self, body: bytes) -> dict[str, Any]:
         try:

@@ -18,6 +18,7 @@ from protos.costcenter.v1.cost_center_pb2_grpc import CostCenterStub
 from protos.smsgateway.v1.routing_pb2_grpc import RoutingStub
 from protos.smsgateway.v1.sender_rules_pb2_grpc import SenderRulesStub
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
+from protos.smsgateway.v1.webhooks_pb2_grpc import WebhooksStub
 from smsbill import stack_file
 from smsbill.failure import CommandError
 
@@ -80,6 +81,7 @@ class Client:
         self.gateway = SmsGatewayStub(self._channels[1])
         self.routing = RoutingStub(self._channels[1])
         self.rules = SenderRulesStub(self._channels[1])
+        self.webhooks = WebhooksStub(self._channels[1])
 
     async def close(self) -> None:
         """Close the connections."""

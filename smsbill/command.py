@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from smsbill.commands import account, admin, backups, carriers, parked, routes, rules, sending
+from smsbill.commands import (
+    account,
+    admin,
+    backups,
+    carriers,
+    following,
+    parked,
+    routes,
+    rules,
+    sending,
+    webhook,
+)
 from smsbill.commands.options import AsJson
 
 app = typer.Typer(
@@ -27,6 +38,8 @@ account.register(app)
 admin.register(app)
 sending.register(app)
 parked.register(app)
+following.register(app)
+webhook.register(app)
 backups.register(app)
 carriers.register(app)
 routes.register(app)

@@ -59,6 +59,10 @@ POINTS: Mapping[str, CrashPoint] = {
         "the receipt is in the inbox", "the carrier is answered, and it is pushed to a stream in Redis"
     ),
     "gateway.receipt.pushed": CrashPoint("the receipt is in a stream in Redis", "the gateway hears that it is"),
+    # What people sent back.
+    "gateway.reply.storing": CrashPoint("a carrier has given a reply", "it is stored"),
+    "gateway.reply.committing": CrashPoint("a reply, its opt-out and its events are written", "that is committed"),
+    "gateway.reply.stored": CrashPoint("a reply is stored", "the carrier hears that it is ours"),
     # An operator's wish.
     "gateway.parked.retrying": CrashPoint("an operator wants parked work tried again", "that is recorded"),
     "gateway.parked.retried": CrashPoint("parked work is recorded as to be tried again", "the operator is answered"),
@@ -107,6 +111,10 @@ POINTS: Mapping[str, CrashPoint] = {
     "worker.pull.answered": CrashPoint("the carrier has given receipts and forgotten them", "they are in the inbox"),
     "worker.pull.stored": CrashPoint("pulled receipts are in the inbox", "the worker knows that they are"),
     "worker.pull.emptied": CrashPoint("it is recorded that the carrier has no more", "anything else"),
+    # What brands are told.
+    "worker.webhook.calling": CrashPoint("events that wait are read", "their receiver is called"),
+    "worker.webhook.called": CrashPoint("the receiver has answered", "the events are removed, or the webhook rests"),
+    "worker.webhook.removed": CrashPoint("events that the receiver has are removed", "anything else"),
     # Releases.
     "worker.release.applied": CrashPoint("the cost centre has applied releases", "the worker has noticed"),
     # Sweepers.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import orjson
 import structlog
@@ -15,10 +16,11 @@ from infra.database import TRANSIENT
 from infra.errors import Refusal
 from infra.heartbeat import Watchdog
 from infra.http_server import Check, observability_routes
-from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic
+from smsgateway.carriers.base import CarrierReceipt, CarrierReply, MalformedReceipt, ReceiptNotAuthentic
 from smsgateway.carriers.registry import Answer, Callback, PushedRequest
-from smsgateway.metrics import RECEIPTS_RECEIVED
+from smsgateway.metrics import RECEIPTS_RECEIVED, REPLIES_RECEIVED
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.replies_intake import ReplyIntake
 from smsgateway.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -31,25 +33,30 @@ def gateway_app(
     intake: ReceiptIntake,
     checks: Mapping[str, Check],
     watchdog: Watchdog,
+    replies: tuple[Callback, ReplyIntake] | None = None,
     find: Callable[[str], ReceiptCallback | None] = lambda _: None,
 ) -> ASGIApp:
-    """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for its receipts.
+    """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for its receipts, without
+    `replies` none for them.
 
     Parameters: `find` the callback of another path, such as ``/callbacks/<kind>/<account>/report``.
     """
     rest = Starlette(routes=observability_routes("SMS gateway", checks, watchdog))
-    path = f"/callbacks/{carrier}/report"
-    own = None if callback is None else ReceiptCallback(settings, carrier, callback, intake)
+    pushed: dict[str, ReceiptCallback] = {}
+    if callback is not None:
+        pushed[f"/callbacks/{carrier}/report"] = ReceiptCallback(settings, carrier, callback, intake)
+    if replies is not None:
+        pushed[f"/callbacks/{carrier}/reply"] = ReplyCallback(settings, carrier, *replies)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # A carrier makes a request for each receipt: routes, middlewares and request objects would take half its time.
-        receipts = None
+        found = None
         if scope["type"] == "http":
-            receipts = own if scope["path"] == path else find(scope["path"])
-        if receipts is None:
+            found = pushed.get(scope["path"]) or find(scope["path"])
+        if found is None:
             await rest(scope, receive, send)
-        elif scope["method"] in receipts.methods:
-            answer = await receipts.report(scope["method"], scope["query_string"], scope["headers"], receive)
+        elif scope["method"] in found.methods:
+            answer = await found.report(scope["method"], scope["query_string"], scope["headers"], receive)
             headers = [
                 (b"content-type", answer.content_type.encode("latin-1")),
                 (b"content-length", str(len(answer.body)).encode()),
@@ -57,7 +64,7 @@ def gateway_app(
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
         else:
-            allowed = {"allow": ", ".join(sorted(receipts.methods))}
+            allowed = {"allow": ", ".join(sorted(found.methods))}
             await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
 
     return app
@@ -70,13 +77,20 @@ class ReceiptCallback:
     is 400 with `field` and `rule`: malformed; 403: not authentic; 413: too large.
     """
 
-    def __init__(self, settings: Settings, carrier: str, callback: Callback, intake: ReceiptIntake) -> None:
+    _what = "receipt"
+    _received = RECEIPTS_RECEIVED
+
+    def __init__(
+        self, settings: Settings, carrier: str, callback: Callback, intake: ReceiptIntake | ReplyIntake
+    ) -> None:
+        self.methods = callback.methods
         self._bytes_max = settings.callback_bytes_max
         self._carrier = carrier
         self._callback = callback
-        self._intake = intake
+        # Each has what its callback reads.
+        self._take: Callable[[Any], Awaitable[str]] = intake.take
         self._counters = {
-            result: RECEIPTS_RECEIVED.labels(carrier, result)
+            result: self._received.labels(carrier, result)
             for result in ("stored", "malformed", "forbidden", "unavailable")
         }
 
@@ -97,7 +111,7 @@ class ReceiptCallback:
             receipts = self._readable(self._callback.read(PushedRequest(method, query, headers, body)))
         except ReceiptNotAuthentic as error:
             self._counters["forbidden"].inc()
-            log.warning("receipt with wrong credentials", carrier=self._carrier)
+            log.warning(f"{self._what} with wrong credentials", carrier=self._carrier)
             return self._refused(403, {"error": str(error)})
         except MalformedReceipt as error:
             self._count_malformed(error)
@@ -110,9 +124,11 @@ class ReceiptCallback:
         # Those that are stored come again with the rest; the second of each counts as repeated.
         return self._callback.stored if stored else self._callback.again
 
-    def _readable(self, found: Sequence[CarrierReceipt | MalformedReceipt]) -> list[CarrierReceipt]:
+    def _readable(
+        self, found: Sequence[CarrierReceipt | CarrierReply | MalformedReceipt]
+    ) -> list[CarrierReceipt | CarrierReply]:
         """Those that could be read; one that is garbled costs no other. Raises the last error when none could."""
-        receipts = [each for each in found if isinstance(each, CarrierReceipt)]
+        receipts = [each for each in found if not isinstance(each, MalformedReceipt)]
         malformed = [each for each in found if isinstance(each, MalformedReceipt)]
         refused = malformed.pop() if malformed and not receipts else None
         for error in malformed:
@@ -123,14 +139,14 @@ class ReceiptCallback:
 
     def _count_malformed(self, error: MalformedReceipt) -> None:
         self._counters["malformed"].inc()
-        log.warning("malformed receipt", carrier=self._carrier, field=error.field, rule=error.rule)
+        log.warning(f"malformed {self._what}", carrier=self._carrier, field=error.field, rule=error.rule)
 
-    async def _store(self, receipt: CarrierReceipt) -> bool:
+    async def _store(self, receipt: CarrierReceipt | CarrierReply) -> bool:
         try:
-            await self._intake.take(receipt)
+            await self._take(receipt)
         except (*TRANSIENT, Refusal) as error:
             self._counters["unavailable"].inc()
-            log.warning("receipt not stored", carrier=self._carrier, error=type(error).__name__)
+            log.warning(f"{self._what} not stored", carrier=self._carrier, error=type(error).__name__)
             return False
         self._counters["stored"].inc()
         return True
@@ -156,3 +172,10 @@ class ReceiptCallback:
             body += chunk
             more = message.get("more_body", False)
         return bytes(body)
+
+
+class ReplyCallback(ReceiptCallback):
+    """Replies that the carrier pushes, answered as receipts are."""
+
+    _what = "reply"
+    _received = REPLIES_RECEIVED

@@ -64,14 +64,27 @@ HTTP_ODD = Counter(
     ["account", "what"],
     registry=REGISTRY,
 )
+REPLIES = Counter(
+    "smsbill_replies",
+    "What people sent back: assigned to a brand, unassigned, repeated (stored before)",
+    ["result"],
+    registry=REGISTRY,
+)
+REPLIES_RECEIVED = Counter(
+    "smsbill_replies_received",
+    "Replies that carriers pushed or gave on their own connection: stored, malformed, forbidden or unavailable (asked"
+    " for again)",
+    ["carrier", "result"],
+    registry=REGISTRY,
+)
 SMPP_BOUND = Gauge(
     "smsbill_smpp_bound", "1 while this process has a session with an SMPP carrier", ["account"], registry=REGISTRY
 )
 SMPP_ODD = Counter(
     "smsbill_smpp_odd",
     "What an SMPP carrier sent against the protocol or for nobody: unasked (a response), command (unknown), length"
-    " (impossible), refused (more receipts at once than are taken), malformed (a receipt that cannot be read), reply"
-    " (a message that is no receipt)",
+    " (impossible), refused (more receipts at once than are taken), malformed (a receipt or reply that cannot be"
+    " read), other (a message that is neither)",
     ["account", "what"],
     registry=REGISTRY,
 )

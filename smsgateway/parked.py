@@ -45,6 +45,7 @@ class ParkedKind(enum.IntEnum):
     DISPATCH = 1
     OUTBOX = 2
     RECEIPT = 3
+    WEBHOOK = 4
 
 
 class ParkedLedger(StatusLedger, Protocol):
@@ -84,6 +85,8 @@ class ParkedWork:
                 retried = await store.retry_dispatches(connection, keys)
             elif kind is ParkedKind.OUTBOX:
                 retried = await store.retry_outbox(connection, keys)
+            elif kind is ParkedKind.WEBHOOK:
+                retried = await store.retry_webhook_events(connection, keys)
             else:
                 retried = await store.retry_receipts(connection, [key[1] for key in keys])
         reach("gateway.parked.retried")
@@ -96,6 +99,9 @@ class ParkedWork:
         if kind is ParkedKind.OUTBOX:
             return await self._drop_outbox(keys)
         async with self._database.connection() as connection:
+            if kind is ParkedKind.WEBHOOK:
+                # The receiver never hears of it; records and bill know all the same.
+                return Dropped(await store.drop_webhook_events(connection, keys))
             # It speaks of no message that is known, or that message expires without it.
             return Dropped(await store.drop_receipts(connection, [key[1] for key in keys]))
 
@@ -186,6 +192,7 @@ _LISTS: dict[ParkedKind, Callable[[Connection, Page], Awaitable[list[ParkedRow]]
     ParkedKind.DISPATCH: store.list_dispatches,
     ParkedKind.OUTBOX: store.list_outbox,
     ParkedKind.RECEIPT: store.list_receipts,
+    ParkedKind.WEBHOOK: store.list_webhook_events,
 }
 
 

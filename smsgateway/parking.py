@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from infra import paging
 from infra.errors import invalid_fields
-from infra.identifiers import brand_of
+from infra.identifiers import LENGTH, brand_of
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.parked import ParkedKind
 from smsgateway.store.parked import Key, Page, ParkedRow
@@ -16,7 +16,7 @@ _AUTHOR_CHARACTERS_MAX = 100
 _REASON_CHARACTERS_MAX = 500
 _AGE_SECONDS_MAX = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KIND_RULE = "must be DISPATCH, OUTBOX or RECEIPT"
+_KIND_RULE = "must be DISPATCH, OUTBOX, RECEIPT or WEBHOOK"
 
 
 def page(request: sms_gateway_pb2.ListParkedRequest) -> tuple[ParkedKind, Page]:
@@ -59,7 +59,9 @@ def chosen(
             violations[field] = f"must be 1 to {longest} printable characters"
     if violations or kind is None:
         raise invalid_fields(violations)
-    brands = {parked_id: brand_of(parked_id) for parked_id in request.parked_ids}
+    # The id of a webhook's event begins with that of its subject.
+    length = LENGTH if kind is ParkedKind.WEBHOOK else None
+    brands = {parked_id: brand_of(parked_id[:length]) for parked_id in request.parked_ids}
     return kind, [(brand_id, parked_id) for parked_id, brand_id in brands.items() if brand_id is not None]
 
 

@@ -16,18 +16,25 @@ from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
-from protos.smsgateway.v1 import routing_pb2_grpc, sender_rules_pb2_grpc, sms_gateway_pb2_grpc
-from smsgateway import migrations, routing_service, rule_service
+from protos.smsgateway.v1 import (
+    routing_pb2_grpc,
+    sender_rules_pb2_grpc,
+    sms_gateway_pb2_grpc,
+    webhooks_pb2_grpc,
+)
+from smsgateway import migrations, routing_service, rule_service, webhook_service
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
 from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
+from smsgateway.following import BatchFollower
 from smsgateway.http_app import gateway_app
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.parked import ParkedWork
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.replies_intake import ReplyIntake
 from smsgateway.route_keeping import RouteKeeper
 from smsgateway.rule_book import RuleBook
 from smsgateway.rule_service import SenderRulesService
@@ -123,34 +130,23 @@ class GatewayProcess:
         stack.push_async_callback(accounts.close)
         book = RuleBook(database, settings)
         await book.open()
+        follower = BatchFollower(database, settings)
         service = SmsGatewayService(
             database,
             singles,
             BatchAcceptor(database, ledger, queue, identifiers, accounts.chunk_messages),
             BatchCanceller(database, identifiers),
             ParkedWork(database, ledger, identifiers),
+            follower,
             book,
             settings,
         )
-        routes = routing_service.RoutingService(RouteKeeper(database, settings))
-        sender_rules = SenderRulesService(database, settings)
-
-        def register(server: grpc.aio.Server) -> None:
-            sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server)
-            routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
-            sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(sender_rules, server)
-
-        server = GrpcServer(
-            settings,
-            settings.gateway_address,
-            authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
-            permissions={**PERMISSIONS, **routing_service.PERMISSIONS, **rule_service.PERMISSIONS},
-            domain=_DOMAIN,
-            services=[SERVICE, routing_service.SERVICE, rule_service.SERVICE],
-            register=register,
-        )
+        server = _grpc_server(settings, database, ledger, service)
         if kind.describe(settings) is None:
             log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
+        replies = ReplyIntake(database, identifiers, settings, watchdog)
+        stack.push_async_callback(replies.close)
+        reply_callback = kind.reply_callback(settings)
         http = HttpServer(
             gateway_app(
                 settings,
@@ -159,6 +155,7 @@ class GatewayProcess:
                 intake,
                 {"database": database.reachable, "redis": redis_reachable, "costcenter": ledger.reachable},
                 watchdog,
+                None if reply_callback is None else (reply_callback, replies),
                 accounts.find,
             ),
             settings.http_address,
@@ -169,8 +166,35 @@ class GatewayProcess:
         stack.push_async_callback(http.stop)
         await server.start()
         stack.push_async_callback(server.stop)
+        # Before the server waits for the calls under way.
+        stack.callback(follower.stop)
         self.http_port, self.grpc_port = http.port, server.port
         log.info("gateway serves", grpc_port=self.grpc_port, http_port=self.http_port)
+
+
+def _grpc_server(
+    settings: Settings, database: Database, ledger: LedgerClient, service: SmsGatewayService
+) -> GrpcServer:
+    routes = routing_service.RoutingService(RouteKeeper(database, settings))
+    sender_rules = SenderRulesService(database, settings)
+    webhooks = webhook_service.WebhooksService(database, settings)
+
+    def register(server: grpc.aio.Server) -> None:
+        sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server)
+        routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
+        sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(sender_rules, server)
+        webhooks_pb2_grpc.add_WebhooksServicer_to_server(webhooks, server)
+
+    others = (routing_service, rule_service, webhook_service)
+    return GrpcServer(
+        settings,
+        settings.gateway_address,
+        authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
+        permissions={**PERMISSIONS, **{method: roles for each in others for method, roles in each.PERMISSIONS.items()}},
+        domain=_DOMAIN,
+        services=[SERVICE, *(each.SERVICE for each in others)],
+        register=register,
+    )
 
 
 def _check_settings(settings: Settings) -> None:

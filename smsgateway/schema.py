@@ -1,7 +1,8 @@
 """Tables of the gateway. SQL that reads and writes them is in `smsgateway.store`.
 
-`brand_id` leads every key. The exceptions are keyed by the carrier's account, because receipts arrive without a brand:
-`route`, `receipt_inbox` and `receipt_pull`; and what is small and shared by all: `carrier_account`, `routing_version`.
+`brand_id` leads every key. The exceptions are keyed by the carrier's account, because receipts and replies arrive
+without a brand: `route`, `receipt_inbox`, `receipt_pull` and `reply_reference`; and what is small and shared by all:
+`carrier_account`, `routing_version`.
 
 A message's row is its record: written when it is accepted, when the carrier has answered and when its receipt comes.
 What moves in between is in `dispatch`, the unit that is queued, paid and submitted: one row for a single message (with
@@ -84,6 +85,10 @@ class SuppressionKind(enum.IntEnum):
 
     OPT_OUT = 1  # marketing
     BLACK_LIST = 2  # everything
+
+
+REPLY_EVENT = 32
+"""The kind of a webhook event that tells of a reply; those of messages have the number of their `MessageState`."""
 
 
 class OutboxKind(enum.IntEnum):
@@ -445,4 +450,101 @@ frequency = Table(
     PrimaryKeyConstraint("brand_id", "sms_type", "subject", "mobile"),
     Index("frequency_expires_at", "expires_at"),
     postgresql_with={"fillfactor": "70"},
+)
+
+# What people sent back. Brand 0: nobody knows whose it is.
+reply = Table(
+    "reply",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("reply_id"),
+    Column("account", Text, nullable=False),
+    _identifier("reference"),  # the carrier's id of it, or a digest
+    Column("mobile", Text(collation="C"), nullable=False),  # E.164
+    Column("destination", Text(collation="C"), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("part", Text(collation="C"), nullable=False),  # of several, such as 2/3
+    Column("opt_out", Boolean, nullable=False),
+    _identifier("message_id", nullable=True),  # the message that it most likely answers
+    _moment("received_at"),
+    _moment("created_at"),
+    PrimaryKeyConstraint("brand_id", "reply_id"),
+    CheckConstraint("brand_id >= 0", name="reply_brand"),
+    Index("reply_mobile", "brand_id", "mobile", "reply_id"),
+)
+
+# Which replies are stored, by the carrier's reference: it comes before anybody knows the brand.
+reply_reference = Table(
+    "reply_reference",
+    metadata,
+    Column("account", Text, nullable=False),
+    Column("reference", Text(collation="C"), nullable=False),
+    _moment("created_at"),
+    PrimaryKeyConstraint("account", "reference"),
+    Index("reply_reference_created_at", "created_at"),
+)
+
+# Where a brand wants to hear what became of its messages. Statements that end messages join it, so it changes seldom:
+# what changes with every request is in `webhook_turn`.
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("webhook_id"),  # a name given by an admin
+    Column("url", Text, nullable=False),
+    Column("kinds", BigInteger, nullable=False),  # bits 2^kind of the events that are wanted
+    Column("full_number", Boolean, nullable=False),
+    Column("reply_text", Boolean, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("old_secret", Text, nullable=True),  # signs beside it until then
+    _moment("old_secret_until", nullable=True),
+    _moment("created_at"),
+    _moment("updated_at"),
+    PrimaryKeyConstraint("brand_id", "webhook_id"),
+    CheckConstraint("brand_id >= 0", name="webhook_brand"),
+)
+
+# Whose turn it is to deliver to a webhook, and when next.
+webhook_turn = Table(
+    "webhook_turn",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("webhook_id"),
+    _identifier("worker"),
+    _moment("until"),
+    Column("failures", Integer, nullable=False, server_default="0"),  # requests in a row
+    Column("events_max", Integer, nullable=False),  # of the next request
+    _moment("next_at"),
+    Column("last_error", Text, nullable=True),
+    _moment("succeeded_at", nullable=True),
+    PrimaryKeyConstraint("brand_id", "webhook_id"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+# What a webhook is to be told. Written by the statement that makes it true; gone once the receiver has it.
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("event_id"),  # the subject's id, the kind and the webhook: the same event is written once
+    _identifier("webhook_id"),
+    _identifier("subject_id"),  # message_id or reply_id
+    Column("kind", SmallInteger, nullable=False),  # MessageState or REPLY_EVENT
+    Column("result_code", Text, nullable=True),
+    _moment("happened_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text, nullable=True),
+    _moment("created_at"),
+    _moment("parked_at", nullable=True),  # waits for an operator
+    PrimaryKeyConstraint("brand_id", "event_id"),
+    Index(
+        "webhook_event_waiting",
+        "brand_id",
+        "webhook_id",
+        "created_at",
+        "event_id",
+        postgresql_where=text("parked_at is null"),
+    ),
+    Index("webhook_event_parked", "created_at", postgresql_where=text("parked_at is not null")),
 )

@@ -21,6 +21,7 @@ from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
+from smsgateway.following import BatchFollower
 from smsgateway.metrics import MESSAGES, MODE_NAMES, RULE_REFUSALS, TYPE_NAMES
 from smsgateway.parked import ParkedKind, ParkedWork
 from smsgateway.rule_book import RuleBook
@@ -42,6 +43,7 @@ PERMISSIONS: Permissions = {
     f"/{SERVICE}/GetMessage": _VIEWER,
     f"/{SERVICE}/ListMessages": _VIEWER,
     f"/{SERVICE}/GetBatch": _VIEWER,
+    f"/{SERVICE}/FollowBatch": _VIEWER,
     f"/{SERVICE}/CancelBatch": _SENDER,
     f"/{SERVICE}/CountSegments": ANY_TOKEN,
     f"/{SERVICE}/ListParked": _ADMIN,
@@ -62,6 +64,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         batches: BatchAcceptor,
         canceller: BatchCanceller,
         parked: ParkedWork,
+        follower: BatchFollower,
         book: RuleBook,
         settings: Settings,
     ) -> None:
@@ -71,6 +74,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self._places = BatchPlaces(settings)
         self._canceller = canceller
         self._parked = parked
+        self._follower = follower
         self._book = book
         self._settings = settings
 
@@ -199,6 +203,38 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
                 cancelled=batch.cancelled,
             )
         )
+
+    async def FollowBatch(
+        self, request: sms_gateway_pb2.FollowBatchRequest, context: Context
+    ) -> AsyncIterator[sms_gateway_pb2.FollowBatchResponse]:
+        """Follow one batch until it is done."""
+        brand_id = asking.identified_brand(request.batch_id, not_found("BATCH_NOT_FOUND", "there is no such batch"))
+        current_principal().require_brand(brand_id)
+        after = asking.listed_identifier(
+            paging.decode_token(request.resume_token), brand_id, "resume_token", "must be a resume_token of this call"
+        )
+        progress = self._follower.follow(brand_id, request.batch_id, with_messages=request.with_messages, after=after)
+        async for each in progress:
+            yield sms_gateway_pb2.FollowBatchResponse(
+                accepted=each.accepted,
+                states=[
+                    sms_gateway_pb2.StateCount(state=state, messages=messages)  # type: ignore[arg-type]
+                    for state, messages in each.states
+                ],
+                ends=[
+                    sms_gateway_pb2.MessageEnd(
+                        message_id=end.message_id,
+                        mobile=end.mobile,
+                        state=end.state,  # type: ignore[arg-type] # the record holds the enum's number
+                        result_code=end.result_code,
+                        segments=end.segments,
+                        finished_at=_timestamp(end.finished_at),
+                    )
+                    for end in each.ends
+                ],
+                resume_token=each.resume_token,
+                done=each.done,
+            )
 
     async def CancelBatch(
         self, request: sms_gateway_pb2.CancelBatchRequest, context: Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import Field, PrivateAttr, SecretStr, model_validator
@@ -107,6 +107,47 @@ class Settings(BaseSettings):
         True,
         description="Whether workers pull receipts that the carrier could not push; turn it off where another system "
         "pulls the same account: each receipt is given once",
+    )
+
+    # Replies.
+    reply_pull: bool = Field(
+        True,
+        description="Whether workers pull what people sent back; turn it off where another system pulls the same "
+        "account: each reply is given once",
+    )
+    reply_extensions: dict[Annotated[str, Field(pattern="^[0-9]{1,20}$")], Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="Brands by extension code: the end of the number that people reply to, the longest first; a JSON "
+        'object such as {"01": 7}. Without a match the brand counts whose message went last to the number',
+    )
+    reply_days: float = Field(
+        3,
+        ge=0,
+        le=90,
+        description="How far back that last message is looked for; nobody answers later, and numbers change hands",
+    )
+    reply_brands_max: int = Field(
+        2_000, ge=0, le=100_000, description="Brands that are looked through for it, two look-ups each"
+    )
+    reply_opt_out_words: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
+        ("R", "T", "TD", "退订", "拒收", "STOP", "STOPALL", "UNSUBSCRIBE"),
+        max_length=1_000,
+        description="Replies that put the number on the brand's list of opt-outs, case and width of letters aside: a "
+        "JSON list",
+    )
+    reply_opt_out_unassigned: bool = Field(
+        True,
+        description="Whether an opt-out of no known brand holds for all: who asked for it hears of no marketing then",
+    )
+    reply_repeat_seconds: float = Field(
+        600,
+        ge=0,
+        le=86_400,
+        description="How long the same words of a number are the same reply, where the carrier tells no id and no time",
+    )
+    reply_group_max: int = Field(200, ge=1, le=5_000, description="Replies stored in one transaction")
+    reply_queue_max: int = Field(
+        5_000, ge=1, le=100_000, description="Replies that wait for it; beyond it the carrier is asked to repeat"
     )
 
     # What a call may hold.
@@ -331,6 +372,34 @@ class Settings(BaseSettings):
         32, ge=10, le=1_000, description="Fields of a callback at most; Chuanglan's have ten"
     )
     http_requests_max: int = Field(1_000, ge=1, le=100_000, description="HTTP requests served at once; beyond it 503")
+
+    # Following batches.
+    followers_max: int = Field(
+        32, ge=0, le=10_000, description="Calls that follow a batch at once; beyond it RESOURCE_EXHAUSTED at once"
+    )
+    follow_seconds: float = Field(
+        0.5,
+        ge=0.01,
+        le=60,
+        description="Time between two looks at a batch that is followed; longer where a look takes long, so that a "
+        "follower reads for a tenth of the time at most",
+    )
+
+    # Webhooks.
+    webhook_http: bool = Field(
+        False, description="Whether receivers of webhooks may be called without TLS; numbers travel in clear then"
+    )
+    webhook_private_addresses: bool = Field(
+        False,
+        description="Whether receivers may have private or loopback addresses; who may set up webhooks can then have "
+        "requests made inside the network",
+    )
+    webhooks_max: int = Field(
+        5, ge=1, le=100, description="Webhooks of one brand; each event is written for each that wants it"
+    )
+    webhook_secret_hours: float = Field(
+        24, ge=0, le=8_760, description="How long the old secret of a webhook signs beside a new one"
+    )
 
     _carrier_given: Mapping[str, Any] | None = PrivateAttr(None)
 

@@ -93,6 +93,18 @@ PULLS = Counter(
     ["account", "result"],
     registry=REGISTRY,
 )
+REPLY_PULLS = Counter(
+    "smsbill_reply_pulls",
+    "Pulls of replies: found, empty, refused (nothing was taken), unanswered (what was taken is gone)",
+    ["account", "result"],
+    registry=REGISTRY,
+)
+REPLIES_PULLED = Counter(
+    "smsbill_replies_pulled",
+    "Replies pulled from the carrier: stored, malformed (told by the log only, and gone)",
+    ["account", "result"],
+    registry=REGISTRY,
+)
 PULLED = Counter(
     "smsbill_receipts_pulled",
     "Receipts pulled from the carrier: stored, malformed (told by the log only, and gone)",
@@ -108,9 +120,21 @@ BILLED_OTHERWISE = Counter(
 REFUNDED = Counter(
     "smsbill_refunded_segments", "Segments that calls of this worker gave back, by kind", ["kind"], registry=REGISTRY
 )
+WEBHOOK_REQUESTS = Counter(
+    "smsbill_webhook_requests",
+    "Requests to receivers of webhooks: taken, refused (by status), gone (410), unanswered",
+    ["result"],
+    registry=REGISTRY,
+)
+WEBHOOK_EVENTS = Counter(
+    "smsbill_webhook_events", "Events of webhooks: taken by their receiver, parked", ["result"], registry=REGISTRY
+)
+WEBHOOK_SECONDS = Histogram(
+    "smsbill_webhook_seconds", "Time of a request to a receiver of a webhook", buckets=_SECONDS, registry=REGISTRY
+)
 PARKED = Gauge(
     "smsbill_parked",
-    "What waits for an operator: dispatches, outbox, receipts (counted up to 10,000)",
+    "What waits for an operator: dispatches, outbox, receipts, webhooks (counted up to 10,000)",
     ["what"],
     registry=REGISTRY,
 )

@@ -27,6 +27,7 @@ from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.queues import Queues, open_redis
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.replies_intake import ReplyIntake
 from smsgateway.schema import Mode
 from smsgateway.settling import MessageSettler
 from workers.account import AccountGate
@@ -36,7 +37,7 @@ from workers.metrics import TYPE_NAMES
 from workers.notices import Notices
 from workers.outbox_relay import OutboxRelay
 from workers.receipt_consumer import ReceiptConsumer
-from workers.receipt_puller import ReceiptPuller
+from workers.receipt_puller import ReceiptPuller, ReplyPuller
 from workers.receipt_receiver import RECEIVER_LOOK_SECONDS, ReceiptReceiver
 from workers.release_consumer import ReleaseConsumer
 from workers.sender import Sender
@@ -44,6 +45,7 @@ from workers.settings import Settings
 from workers.settlement import Settlement
 from workers.stopping import StopSignal
 from workers.sweepers import Sweepers
+from workers.webhook_relay import WebhookRelay
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +74,7 @@ class WorkerProcess:
         # No colon: it stands before one in a lease. Random, because a restarted worker is another one.
         self.worker_id = f"w{os.getpid()}-{secrets.token_hex(6)}"
         self._relay: OutboxRelay | None = None
-        self._puller: ReceiptPuller | None = None
+        self._pullers: list[ReceiptPuller | ReplyPuller] = []
         self._account: AccountGate | None = None
         self.http_port = 0
 
@@ -90,11 +92,11 @@ class WorkerProcess:
         except BaseException:
             self._stop.set()
             await self._loops.stop(0)
-            if self._puller is not None:
+            for puller in self._pullers:
                 # It may have taken what nobody can ask for again.
                 with suppress(*OUTAGES):
                     async with asyncio.timeout(self._settings.drain_seconds):
-                        await self._puller.close()
+                        await puller.close()
             await self._stack.aclose()
             raise
 
@@ -108,7 +110,7 @@ class WorkerProcess:
         await self._loops.stop(min(self._settings.drain_seconds * _DRAIN_LOOPS, deadline - time.monotonic()))
         try:
             async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
-                closing = [] if self._puller is None else [self._puller.close()]
+                closing = [puller.close() for puller in self._pullers]
                 await asyncio.gather(*closing, *(lane.give_back() for lane in self._lanes.values()))
                 while self._relay is not None and self._relay.waiting:
                     await self._relay.send_offered()
@@ -184,6 +186,7 @@ class WorkerProcess:
             self._add_lanes(database, queues, ledger, carrier, settlement, identifiers)
             self._add_notices(waiting, queues)
         self._add_outbox(relay)
+        self._add_webhooks(database)
         receipts = ReceiptConsumer(
             database,
             Queues(waiting, receipt_streams=settings.receipt_streams),
@@ -208,8 +211,13 @@ class WorkerProcess:
             self._stack.push_async_callback(intake.close)
             if pulls:
                 self._add_puller(carrier, database, intake)
+        if carrier is not None:
+            replies = ReplyIntake(database, identifiers, settings, self._watchdog)
+            self._stack.push_async_callback(replies.close)
+            if settings.reply_pull and carrier.limits.max_pull_replies > 0:
+                self._add_reply_puller(carrier, database, replies)
             if isinstance(carrier, ReceivingCarrier):
-                self._add_receiver(carrier, intake)
+                self._add_receiver(carrier, intake, replies)
         self._add_sweepers(
             Sweepers(
                 database=database,
@@ -275,11 +283,17 @@ class WorkerProcess:
         self._loops.add("leases", self._renew, interval_seconds=settings.lease_seconds / 3)
 
     def _add_puller(self, carrier: Carrier, database: Database, intake: ReceiptIntake) -> None:
-        self._puller = puller = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
+        puller = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
+        self._pullers.append(puller)
         self._loops.add("receipt-pull", puller.step, interval_seconds=self._settings.receipt_pull_seconds)
 
-    def _add_receiver(self, carrier: ReceivingCarrier, intake: ReceiptIntake) -> None:
-        receiver = ReceiptReceiver(carrier, intake, self._settings.carrier)
+    def _add_reply_puller(self, carrier: Carrier, database: Database, intake: ReplyIntake) -> None:
+        puller = ReplyPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
+        self._pullers.append(puller)
+        self._loops.add("reply-pull", puller.step, interval_seconds=self._settings.reply_pull_seconds)
+
+    def _add_receiver(self, carrier: ReceivingCarrier, intake: ReceiptIntake, replies: ReplyIntake) -> None:
+        receiver = ReceiptReceiver(carrier, intake, replies, self._settings.carrier)
         self._stack.push_async_callback(receiver.close)
         self._loops.add("receipt-receive", receiver.step, interval_seconds=RECEIVER_LOOK_SECONDS)
 
@@ -298,6 +312,12 @@ class WorkerProcess:
     def _add_outbox(self, relay: OutboxRelay) -> None:
         self._loops.add("outbox-offered", relay.send_offered, interval_seconds=1, wake=relay.wake)
         self._loops.add("outbox-due", relay.send_due, interval_seconds=self._settings.outbox_poll_seconds)
+
+    def _add_webhooks(self, database: Database) -> None:
+        settings = self._settings
+        webhooks = WebhookRelay(database, self.worker_id, settings)
+        self._stack.push_async_callback(webhooks.close, settings.drain_seconds * _DRAIN_LOOPS)
+        self._loops.add("webhooks", webhooks.step, interval_seconds=settings.webhook_poll_seconds)
 
     def _add_jobs(self, ledger: LedgerClient) -> None:
         settings = self._settings
@@ -337,8 +357,8 @@ class WorkerProcess:
     def _configured_carrier(self) -> Carrier | None:
         # A connection for every slot: a call that waits for one would be a slot of another type lost.
         slots = 2 * sum(self._settings.slots(sms_type) for sms_type in TYPE_NAMES)
-        # And one to pull receipts.
-        return carrier_kind(self._settings.carrier).open(self._settings, connections_max=slots + 1)
+        # And two to pull receipts and replies.
+        return carrier_kind(self._settings.carrier).open(self._settings, connections_max=slots + 2)
 
 
 async def _is_reachable(redis: Redis) -> bool:

@@ -1,4 +1,4 @@
-"""Receipts that come on the carrier's own connection: each is stored before the carrier hears that it is ours."""
+"""Receipts and replies on the carrier's own connection: each is stored before the carrier hears that it is ours."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import structlog
 
 from infra.database import TRANSIENT
 from infra.errors import Refusal
-from smsgateway.carriers.base import CarrierReceipt, ReceivingCarrier
-from smsgateway.metrics import RECEIPTS_RECEIVED
+from smsgateway.carriers.base import CarrierReceipt, CarrierReply, ReceivingCarrier
+from smsgateway.metrics import RECEIPTS_RECEIVED, REPLIES_RECEIVED
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.replies_intake import ReplyIntake
 
 log = structlog.get_logger(__name__)
 
@@ -24,9 +25,12 @@ class ReceiptReceiver:
     Parameters: `kind` the name of the kind of carrier, as metrics have it.
     """
 
-    def __init__(self, carrier: ReceivingCarrier, intake: ReceiptIntake, kind: str) -> None:
+    def __init__(self, carrier: ReceivingCarrier, intake: ReceiptIntake, replies: ReplyIntake, kind: str) -> None:
         self._carrier = carrier
         self._intake = intake
+        self._replies = replies
+        self._replies_stored = REPLIES_RECEIVED.labels(kind, "stored")
+        self._replies_unavailable = REPLIES_RECEIVED.labels(kind, "unavailable")
         self._stored = RECEIPTS_RECEIVED.labels(kind, "stored")
         self._unavailable = RECEIPTS_RECEIVED.labels(kind, "unavailable")
         self._task: asyncio.Task[None] | None = None
@@ -39,7 +43,7 @@ class ReceiptReceiver:
         """
         task, self._task = self._task, None
         if task is None:
-            task = asyncio.create_task(self._carrier.receive(self._take), name="receipt-receive-call")
+            task = asyncio.create_task(self._carrier.receive(self._take, self._take_reply), name="receipt-receive-call")
         elif task.done():
             if not task.cancelled():
                 task.result()
@@ -62,3 +66,13 @@ class ReceiptReceiver:
             raise
         self._stored.inc()
         return inbox_id
+
+    async def _take_reply(self, reply: CarrierReply) -> str:
+        try:
+            reply_id = await self._replies.take(reply)
+        except (*TRANSIENT, Refusal) as error:
+            self._replies_unavailable.inc()
+            log.warning("reply not stored", account=self._carrier.account_id, error=type(error).__name__)
+            raise
+        self._replies_stored.inc()
+        return reply_id

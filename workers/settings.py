@@ -186,12 +186,48 @@ class Settings(gateway_settings.Settings):
         le=10_000,
         description="Pulls in a row while more wait, then a rest: a carrier that never ends must not fill the inbox",
     )
+    reply_pull_seconds: float = Field(
+        30, gt=0, le=86_400, description="Time between two pulls of replies; one worker at a time pulls"
+    )
     receipt_pull_wait_hours: float = Field(
         24,
         ge=0,
         le=8_760,
         description="How much longer an unknown outcome waits, after SMSBILL_OUTCOME_HOURS, for a pull that leaves "
         "nothing at the carrier; then it is settled all the same",
+    )
+
+    # Webhooks.
+    webhook_poll_seconds: float = Field(0.5, gt=0, le=600, description="Time between two looks for webhooks to tell")
+    webhook_connections: int = Field(
+        32, ge=1, le=1_000, description="Webhooks told at once by a worker; each gets one request at a time"
+    )
+    webhook_call_seconds: float = Field(
+        15,
+        gt=0,
+        le=300,
+        description="How long a receiver may take to answer; the Standard Webhooks specification suggests 15 to 30",
+    )
+    webhook_events_max: int = Field(
+        100, ge=1, le=1_000, description="Events in one request; 100 have some 40 kB, which any receiver takes"
+    )
+    webhook_turn_requests: int = Field(
+        50, ge=1, le=10_000, description="Requests in a row to one webhook before others may have its connection"
+    )
+    webhook_retry_base_seconds: float = Field(
+        5, gt=0, le=3_600, description="Longest rest of a webhook after its first failure; it doubles"
+    )
+    webhook_retry_seconds_max: float = Field(
+        3_600, gt=0, le=86_400, description="Longest rest, so how late a receiver that is back is found out"
+    )
+    webhook_hours: float = Field(
+        72, gt=0, le=8_760, description="How long an event is tried before it is parked for an operator"
+    )
+    webhook_tries_max: int = Field(
+        8,
+        ge=1,
+        le=1_000,
+        description="Refusals of an event for its content (400, 413, 415, 422) before it is parked and others go on",
     )
 
     # Sweepers and the cost centre's jobs.

@@ -15,7 +15,7 @@ from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.abandoned import AbandonedCalls
 from smsgateway.queues import Queue, QueueItem, Queues
 from smsgateway.schema import DispatchState, Mode, OutboxKind
-from smsgateway.store import outbox, parked, pulling, rule_checks
+from smsgateway.store import outbox, parked, pulling, replies, rule_checks
 from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
@@ -280,7 +280,11 @@ class Sweepers:
             routes = await store.delete_routes(connection, days=settings.route_days, limit=settings.cleanup_limit)
         async with self._database.connection() as connection:
             numbers = await rule_checks.delete_expired(connection, limit=settings.cleanup_limit)
-        return keys + routes + numbers
+        async with self._database.connection() as connection:
+            references = await replies.delete_references(
+                connection, days=settings.route_days, limit=settings.cleanup_limit
+            )
+        return keys + routes + numbers + references
 
     # What operators see.
 
@@ -305,9 +309,10 @@ class Sweepers:
             await self._receipts.count_parked()
             async with self._database.connection() as connection:
                 PARKED.labels("dispatches").set(await parked.count_dispatches(connection))
+                PARKED.labels("webhooks").set(await parked.count_webhook_events(connection))
         else:
             # Who was on duty before must not go on to tell what it saw then.
-            for what in ("dispatches", "outbox", "receipts"):
+            for what in ("dispatches", "outbox", "receipts", "webhooks"):
                 PARKED.labels(what).set(0)
 
     async def _swept(self, sweeper: str, sweep: Callable[[], Awaitable[int]], seconds: float | None = None) -> bool:

@@ -28,6 +28,7 @@ class Kind(enum.StrEnum):
     DISPATCH = "dispatch"
     OUTBOX = "outbox"
     RECEIPT = "receipt"
+    WEBHOOK = "webhook"
 
     @property
     def number(self) -> int:

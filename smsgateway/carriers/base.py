@@ -326,10 +326,16 @@ class Carrier(Protocol):
 
 @runtime_checkable
 class ReceivingCarrier(Carrier, Protocol):
-    """A carrier whose receipts come on its own connection, as with SMPP, and so to the worker that holds it."""
+    """A carrier whose receipts and replies come on its own connection, as with SMPP, and so to the worker that holds
+    it.
+    """
 
-    async def receive(self, take: Callable[[CarrierReceipt], Awaitable[str]]) -> None:
-        """Hand on receipts for as long as the worker runs; connections that break are made again in here.
+    async def receive(
+        self,
+        take: Callable[[CarrierReceipt], Awaitable[str]],
+        take_reply: Callable[[CarrierReply], Awaitable[str]],
+    ) -> None:
+        """Hand on receipts and replies for as long as the worker runs; connections that break are made again in here.
 
         Called once and cancelled before `aclose`. What is sent goes over the same connections and does not wait for
         this call; receipts that come before it, or after its end, are not acknowledged.
@@ -339,6 +345,7 @@ class ReceivingCarrier(Carrier, Protocol):
                 under way at once, and should be: those are stored together. It raises when the receipt could not be
                 stored (the database is away or too many wait): then the carrier is to give it again. It is quick but
                 has no deadline of its own.
+            take_reply: the same for one reply.
         """
 
 

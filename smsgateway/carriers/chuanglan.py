@@ -461,6 +461,18 @@ class ChuanglanKind(CarrierKind):
             again=Answer(503, RECEIPT_AGAIN),
         )
 
+    def reply_callback(self, settings: "Settings") -> Callback | None:
+        """As receipts are pushed, and answered alike."""
+        config = settings.chuanglan()
+        if config is None:
+            return None
+        carrier, fields_max = ChuanglanCarrier(config), settings.callback_fields_max
+        return Callback(
+            read=lambda request: (carrier.parse_pushed_reply(request.fields(fields_max)),),
+            stored=Answer(200, RECEIPT_ACKNOWLEDGED),
+            again=Answer(503, RECEIPT_AGAIN),
+        )
+
 
 def receipt_state(status: str) -> ReceiptState:
     """What a state in a receipt means: ``DELIVRD`` alone is success, three are not final, all others are failures."""

@@ -9,12 +9,13 @@ tried again. What the carrier itself says is for its adapter to judge; beside th
 * everything else (no answer in time, connection lost, other statuses) → UNKNOWN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractResolver
 
 from smsgateway.carriers.base import CallOutcome, Verdict
 from smsgateway.metrics import HTTP_ODD
@@ -65,12 +66,16 @@ class HttpAnswer:
 class HttpCalls:
     """Requests on connections that are opened at the first one and reused.
 
-    Parameters: `account_id` our name of the account, for the metric of what the carrier does against what was agreed.
+    Parameters: `account_id` our name of the account, for the metric of what the carrier does against what was agreed;
+    `resolver` makes what finds the addresses of names, instead of the usual.
     """
 
-    def __init__(self, limits: HttpLimits, account_id: str = "") -> None:
+    def __init__(
+        self, limits: HttpLimits, account_id: str = "", *, resolver: Callable[[], AbstractResolver] | None = None
+    ) -> None:
         self._limits = limits
         self._account_id = account_id
+        self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -148,6 +153,9 @@ class HttpCalls:
                 connector=aiohttp.TCPConnector(
                     limit=limits.connections_max,
                     keepalive_timeout=limits.idle_connection_s,
+                    resolver=None if self._resolver is None else self._resolver(),
+                    # What was judged is asked again for each connection.
+                    use_dns_cache=self._resolver is None,
                 ),
                 timeout=aiohttp.ClientTimeout(
                     total=limits.total_timeout_s,

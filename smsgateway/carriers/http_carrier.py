@@ -8,13 +8,14 @@ as the file says (HTML, half a document, another character set), an accepting co
 import base64
 import hmac
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import orjson
 import pydantic_settings
@@ -24,11 +25,14 @@ from infra.errors import StartError
 from infra.settings import EnvironmentSettings
 from smsgateway.carriers.base import (
     CALL_ID,
+    REPLY_ID,
+    TIMELESS,
     BatchCall,
     CallOutcome,
     CarrierError,
     CarrierLimits,
     CarrierReceipt,
+    CarrierReply,
     MalformedReceipt,
     PulledReceipts,
     PulledReplies,
@@ -38,6 +42,8 @@ from smsgateway.carriers.base import (
     Verdict,
     loggable,
     printable,
+    reply_digest,
+    reply_text,
 )
 from smsgateway.carriers.http_calls import (
     HttpAnswer,
@@ -54,7 +60,9 @@ from smsgateway.carriers.http_file import (
     CompiledRequest,
     HttpCarrierFile,
     Numbers,
+    Pushed,
     Receipts,
+    Replies,
     SendAnswer,
     check_base_url,
     check_send,
@@ -69,6 +77,8 @@ from smsgateway.mobile import InvalidMobile, national_mobile, normalize_mobile
 if TYPE_CHECKING:
     from smsgateway.settings import Settings
 
+T = TypeVar("T", CarrierReceipt, CarrierReply)
+
 _FILE_VARIABLE: Final = "SMSBILL_HTTP_CARRIER_FILE"
 _CODE_CHARACTERS_MAX: Final = 32
 _DESCRIPTION_CHARACTERS_MAX: Final = 200
@@ -77,6 +87,7 @@ _STATE: Final = re.compile(r"[!-~]{1,32}")
 _SEGMENTS: Final = re.compile(r"[0-9]{1,3}")
 _UNIX: Final = re.compile(r"[0-9]{1,14}")
 _FAILED_COUNT: Final = re.compile(r"[0-9]{1,9}")
+_DESTINATION_CHARACTERS_MAX: Final = 64
 # Beyond these a clock is wrong or a field is another one; PostgreSQL and Python disagree about what is far beyond.
 _YEARS: Final = range(2000, 2101)
 _TIME_CHARACTERS_MAX: Final = 64
@@ -120,7 +131,9 @@ class HttpCarrierSetup:
         if self.file.balance is not None:
             self.request_of(sends=False)
         if self.file.receipts is not None:
-            _Credentials(self.file.receipts, self.values)
+            _Credentials("receipts", self.file.receipts, self.values)
+        if self.file.replies is not None:
+            _Credentials("replies", self.file.replies, self.values)
 
     def request_of(self, *, sends: bool) -> CompiledRequest:
         """The templates of the sending call or of the question for the balance."""
@@ -303,39 +316,57 @@ class HttpCarrierKind(CarrierKind):
         receipts = setup.file.receipts
         return None if receipts is None else http_callback(setup, receipts, settings.callback_fields_max)
 
+    def reply_callback(self, settings: "Settings") -> Callback | None:
+        """As the file says; None when it says nothing of replies."""
+        setup = HttpCarrierSetup.load(settings.carrier_account)
+        replies = setup.file.replies
+        return None if replies is None else http_callback(setup, replies, settings.callback_fields_max)
 
-def http_callback(setup: HttpCarrierSetup, receipts: Receipts, fields_max: int) -> Callback:
-    """How receipts are pushed by what the file says."""
-    answers: Answers = receipts.answers
-    reader = ReceiptReader(setup, receipts, fields_max)
+
+def http_callback(setup: HttpCarrierSetup, pushed: Receipts | Replies, fields_max: int) -> Callback:
+    """How receipts or replies are pushed by what the file says."""
+    answers: Answers = pushed.answers
+    reader: ReceiptReader | ReplyReader
+    if isinstance(pushed, Receipts):
+        reader = ReceiptReader(setup, pushed, fields_max)
+    else:
+        reader = ReplyReader(setup, pushed, fields_max)
     stored, again, refused = (
         None if each is None else Answer(each.status, each.body.encode(), each.content_type)
         for each in (answers.stored, answers.again, answers.refused)
     )
     assert stored is not None
     assert again is not None
-    return Callback(reader.read, stored, again, frozenset(receipts.methods), refused)
+    return Callback(reader.read, stored, again, frozenset(pushed.methods), refused)
 
 
-class ReceiptReader:
-    """Reads what the carrier pushes."""
+class PushReader(ABC, Generic[T]):
+    """Reads what the carrier pushes.
 
-    def __init__(self, setup: HttpCarrierSetup, receipts: Receipts, fields_max: int) -> None:
+    Parameters: `name` of the part of the file; `pushed` that part; `places` where its values stand.
+    """
+
+    def __init__(self, setup: HttpCarrierSetup, name: str, pushed: Pushed, places: object, fields_max: int) -> None:
         self._account_id = setup.account_id
-        self._receipts = receipts
+        self._pushed = pushed
+        self._places = places
         self._fields_max = fields_max
-        self._credentials = _Credentials(receipts, setup.values)
+        self._credentials = _Credentials(name, pushed, setup.values)
         # Only national numbers may come without a country code.
-        numbers = receipts.numbers or setup.file.limits.numbers
+        numbers = pushed.numbers or setup.file.limits.numbers
         self._region = "CN" if numbers == "national" else ""
 
-    def read(self, request: PushedRequest) -> Sequence[CarrierReceipt | MalformedReceipt]:
-        """The receipts of a request; see `Callback.read`."""
+    @abstractmethod
+    def _one(self, found: object) -> T:
+        """One receipt or reply. Raises `MalformedReceipt`."""
+
+    def read(self, request: PushedRequest) -> Sequence[T | MalformedReceipt]:
+        """The receipts or replies of a request; see `Callback.read`."""
         document: Any = None
         malformed: MalformedReceipt | None = None
         try:
-            fields = request.fields(self._fields_max) if self._receipts.format == "fields" else {}
-            if self._receipts.format == "json":
+            fields = request.fields(self._fields_max) if self._pushed.format == "fields" else {}
+            if self._pushed.format == "json":
                 # Of a JSON push the query is looked at for credentials alone.
                 fields = PushedRequest("GET", request.query, (), b"").fields(self._fields_max)
                 document = orjson.loads(request.body)
@@ -349,27 +380,63 @@ class ReceiptReader:
         self._credentials.check(request, fields)
         if malformed is not None:
             raise malformed
-        return [self._read_one(each) for each in self._found(document if self._receipts.format == "json" else fields)]
+        return [self._read_one(each) for each in self._found(document if self._pushed.format == "json" else fields)]
 
     def _found(self, document: object) -> list[object]:
-        if self._receipts.list_at is None:
+        if self._pushed.list_at is None:
             found = document if isinstance(document, list) else [document]
         else:
-            at = at_path(document, self._receipts.list_at)
+            at = at_path(document, self._pushed.list_at)
             if not isinstance(at, list):
-                raise MalformedReceipt("list", "must be a list of receipts")
+                raise MalformedReceipt("list", "must be a list")
             found = at
         if len(found) > _RECEIPTS_MAX:
-            raise MalformedReceipt("list", f"must hold at most {_RECEIPTS_MAX} receipts")
+            raise MalformedReceipt("list", f"must hold at most {_RECEIPTS_MAX}")
         return found
 
-    def _read_one(self, found: object) -> CarrierReceipt | MalformedReceipt:
+    def _read_one(self, found: object) -> T | MalformedReceipt:
         try:
-            return self._receipt(found)
+            return self._one(found)
         except MalformedReceipt as error:
             return error
 
-    def _receipt(self, found: object) -> CarrierReceipt:
+    def _text(self, found: object, name: str) -> str:
+        path: tuple[str, ...] | None = getattr(self._places, name)
+        value = None if path is None else at_path(found, path)
+        if isinstance(value, (dict, list, bool, float)):
+            raise MalformedReceipt(name, "must be a text or a whole number")
+        return "" if value is None else str(value).strip()
+
+    def _mobile(self, found: object) -> str:
+        try:
+            return normalize_mobile(self._text(found, "mobile"), self._region)
+        except InvalidMobile as error:
+            raise MalformedReceipt("mobile", f"must be a mobile number: {error.rule}") from None
+
+    def _matching(self, found: object, name: str, pattern: re.Pattern[str], rule: str) -> str:
+        value = self._text(found, name)
+        if value and not pattern.fullmatch(value):
+            raise MalformedReceipt(name, rule)
+        return value
+
+    def _time(self, found: object, name: str) -> datetime | None:
+        """None for what is no time."""
+        try:
+            value = self._text(found, name)
+        except MalformedReceipt:
+            return None
+        times = self._pushed.times
+        return _moment(value, times.formats, times.zone) if 0 < len(value) <= _TIME_CHARACTERS_MAX else None
+
+
+class ReceiptReader(PushReader[CarrierReceipt]):
+    """Reads receipts."""
+
+    def __init__(self, setup: HttpCarrierSetup, receipts: Receipts, fields_max: int) -> None:
+        super().__init__(setup, "receipts", receipts, receipts.fields, fields_max)
+        self._receipts = receipts
+
+    def _one(self, found: object) -> CarrierReceipt:
         told, names = self._receipts, self._receipts.fields
         message_id = self._matching(found, "message_id", _MESSAGE_ID, "must be 1 to 64 printable ASCII characters")
         call_id = self._matching(found, "call_id", CALL_ID, "must be at most 64 printable ASCII characters")
@@ -380,15 +447,11 @@ class ReceiptReader:
             raise MalformedReceipt("state", "is missing")
         code = self._matching(found, "code", _STATE, "must be at most 32 printable ASCII characters")
         segments = self._matching(found, "segments", _SEGMENTS, "must be a number of segments")
-        try:
-            mobile = normalize_mobile(self._text(found, "mobile"), self._region)
-        except InvalidMobile as error:
-            raise MalformedReceipt("mobile", f"must be a mobile number: {error.rule}") from None
         return CarrierReceipt(
             account_id=self._account_id,
             carrier_message_id=message_id,
             call_id=call_id,
-            mobile=mobile,
+            mobile=self._mobile(found),
             state=ReceiptState(told.states.get(state, told.other_states)),
             code=code or state,
             description=printable(self._text(found, "description"), _DESCRIPTION_CHARACTERS_MAX),
@@ -397,52 +460,59 @@ class ReceiptReader:
             segments=int(segments) if segments else None,
         )
 
-    def _text(self, found: object, name: str) -> str:
-        path: tuple[str, ...] | None = getattr(self._receipts.fields, name)
-        value = None if path is None else at_path(found, path)
-        if isinstance(value, (dict, list, bool, float)):
-            raise MalformedReceipt(name, "must be a text or a whole number")
-        return "" if value is None else str(value).strip()
-
-    def _matching(self, found: object, name: str, pattern: re.Pattern[str], rule: str) -> str:
-        value = self._text(found, name)
-        if value and not pattern.fullmatch(value):
-            raise MalformedReceipt(name, rule)
-        return value
-
     def _reported(self, found: object) -> datetime:
         if self._receipts.fields.reported_at is None:
             return datetime.now(UTC)
         return reported(self._account_id, self._time(found, "reported_at"))
 
-    def _time(self, found: object, name: str) -> datetime | None:
-        """None for what is no time."""
-        try:
-            value = self._text(found, name)
-        except MalformedReceipt:
-            return None
-        times = self._receipts.times
-        return _moment(value, times.formats, times.zone) if 0 < len(value) <= _TIME_CHARACTERS_MAX else None
+
+class ReplyReader(PushReader[CarrierReply]):
+    """Reads replies."""
+
+    def __init__(self, setup: HttpCarrierSetup, replies: Replies, fields_max: int) -> None:
+        super().__init__(setup, "replies", replies, replies.fields, fields_max)
+        self._replies = replies
+
+    def _one(self, found: object) -> CarrierReply:
+        mobile = self._mobile(found)
+        if at_path(found, self._replies.fields.text) is None:
+            raise MalformedReceipt("text", "is missing")
+        text, told_at = self._text(found, "text"), self._text(found, "received_at")
+        destination = printable(self._text(found, "destination"), _DESTINATION_CHARACTERS_MAX)
+        reply_id = self._matching(found, "reply_id", REPLY_ID, "must be at most 64 printable ASCII characters")
+        digest = reply_digest(mobile, destination, told_at, text, timeless=not told_at)
+        return CarrierReply(
+            account_id=self._account_id,
+            # One that begins as those of ours would be forgotten as they are.
+            reply_id=reply_id if reply_id and not reply_id.startswith(TIMELESS) else digest,
+            mobile=mobile,
+            destination=destination,
+            text=reply_text(text),
+            received_at=self._time(found, "received_at") or datetime.now(UTC),
+        )
 
 
 class _Credentials:
-    """What a push must carry. Raises `ValueError` for what would prove nothing."""
+    """What a push must carry. Raises `ValueError` for what would prove nothing.
 
-    def __init__(self, receipts: Receipts, values: Mapping[str, str]) -> None:
-        auth = receipts.auth
+    Parameters: `part` of the file that it stands in.
+    """
+
+    def __init__(self, part: str, pushed: Pushed, values: Mapping[str, str]) -> None:
+        auth = pushed.auth
         known = frozenset(values)
         self._fields = {
-            name: _expected(f"receipts.auth.fields.{name}", text, known, values) for name, text in auth.fields.items()
+            name: _expected(f"{part}.auth.fields.{name}", text, known, values) for name, text in auth.fields.items()
         }
         self._headers = {
-            name.lower(): _expected(f"receipts.auth.headers.{name}", text, known, values)
+            name.lower(): _expected(f"{part}.auth.headers.{name}", text, known, values)
             for name, text in auth.headers.items()
         }
         self._hmac = auth.hmac
         self._key = b""
         if auth.hmac is not None:
             if f"secret.{auth.hmac.secret}" not in values:
-                raise ValueError(f"receipts.auth.hmac.secret: there is no secret {auth.hmac.secret!r}")
+                raise ValueError(f"{part}.auth.hmac.secret: there is no secret {auth.hmac.secret!r}")
             self._key = values[f"secret.{auth.hmac.secret}"].encode()
 
     def check(self, request: PushedRequest, fields: Mapping[str, str]) -> None:

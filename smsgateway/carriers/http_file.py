@@ -306,32 +306,62 @@ class Answers(_Part):
     refused: AnswerBody | None = None
 
 
-class Receipts(_Part):
-    """How receipts are pushed."""
+class Pushed(_Part):
+    """How something is pushed."""
 
     methods: frozenset[Literal["GET", "POST"]] = Field(frozenset({"GET", "POST"}), min_length=1)
     format: Literal["fields", "json"] = "fields"
     list_at: Path_ | None = Field(None, alias="list")
     auth: Auth
-    fields: ReceiptFields
-    states: dict[str, StateName] = Field(min_length=1)
-    other_states: StateName = "pending"
     times: Times = Times()
     numbers: Numbers | None = None
     answers: Answers = Answers()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_fields(self, fields: _Part) -> None:
+        """Raises `ValueError` for places that what is pushed cannot have."""
         if self.format == "fields":
             if self.list_at is not None:
-                raise ValueError("list: only a JSON document holds a list of receipts")
-            for name, path in self.fields:
+                raise ValueError("list: only a JSON document holds a list")
+            for name, path in fields:
                 if path is not None and len(path) != 1:
                     raise ValueError(f"fields.{name}: must be one name; give one with dots as a list")
         elif "GET" in self.methods:
             raise ValueError('methods: JSON comes with POST, so set methods = ["POST"]')
+
+
+class Receipts(Pushed):
+    """How receipts are pushed."""
+
+    fields: ReceiptFields
+    states: dict[str, StateName] = Field(min_length=1)
+    other_states: StateName = "pending"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_fields(self.fields)
         if "delivered" not in self.states.values():
             raise ValueError("states must hold one that is delivered")
+        return self
+
+
+class ReplyFields(_Part):
+    """Where the parts of a reply stand: names of fields, or paths within each reply."""
+
+    mobile: Path_
+    text: Path_
+    reply_id: Path_ | None = None
+    destination: Path_ | None = None
+    received_at: Path_ | None = None
+
+
+class Replies(Pushed):
+    """How replies are pushed."""
+
+    fields: ReplyFields
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_fields(self.fields)
         return self
 
 
@@ -345,6 +375,7 @@ class HttpCarrierFile(_Part):
     send: Send
     balance: Balance | None = None
     receipts: Receipts | None = None
+    replies: Replies | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

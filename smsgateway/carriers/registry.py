@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from infra.errors import StartError
-from smsgateway.carriers.base import Carrier, CarrierReceipt, MalformedReceipt
+from smsgateway.carriers.base import Carrier, CarrierReceipt, CarrierReply, MalformedReceipt
 
 if TYPE_CHECKING:
     from smsgateway.settings import Settings
@@ -73,12 +73,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """How a carrier pushes receipts to ``/callbacks/<name of the kind>/report``.
+    """How a carrier pushes receipts to ``/callbacks/<name of the kind>/report``, or replies to ``…/reply``.
 
     Attributes:
-        read: the receipts of a request, in its order, and why others in it could not be read; a push without any is
-            fine. Raises `ReceiptNotAuthentic`, judged before anything else, and `MalformedReceipt` where nothing at
-            all can be read; then the push is refused, as one is whose receipts are all malformed.
+        read: the receipts (or replies) of a request, in its order, and why others in it could not be read; a push
+            without any is fine. Raises `ReceiptNotAuthentic`, judged before anything else, and `MalformedReceipt` where
+            nothing at all can be read; then the push is refused, as one is whose receipts are all malformed.
         stored: says that all receipts are ours now; given only once they are in the database.
         again: asks for the same push again: not all could be stored.
         methods: GET, POST or both; others are answered with 405.
@@ -86,7 +86,7 @@ class Callback:
             JSON object that names the field and its rule.
     """
 
-    read: Callable[[PushedRequest], Sequence[CarrierReceipt | MalformedReceipt]]
+    read: Callable[[PushedRequest], Sequence[CarrierReceipt | CarrierReply | MalformedReceipt]]
     stored: Answer
     again: Answer
     methods: frozenset[str] = frozenset({"GET", "POST"})
@@ -120,6 +120,10 @@ class CarrierKind(ABC):
 
     def callback(self, settings: Settings) -> Callback | None:
         """How receipts are pushed; None when they are not, or when no account is set up: who would prove who pushes?"""
+        return None
+
+    def reply_callback(self, settings: Settings) -> Callback | None:
+        """How replies are pushed; None when they are not, or when no account is set up."""
         return None
 
 

@@ -13,6 +13,7 @@ from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState, Mode
 from smsgateway.store.rule_checks import Counted, take_batch_off, take_off
+from smsgateway.store.telling import telling
 
 # A state is written `state + 0` beside a key: while the table is empty, its index by state looks as good to the planner
 # as the key, and the plan is kept when a hundred thousand rows are in that state.
@@ -234,14 +235,17 @@ where brand_id = %(brand)s and dispatch_id in (
 returning dispatch_id, segments, order_no, payment_no
 """
 
-_CANCEL_MESSAGES = f"""
-update smsgateway.message
-set state = {MessageState.CANCELLED:d}, order_no = gone.order_no, payment_no = gone.payment_no, finished_at = now()
-from unnest(%s::text[], %s::text[], %s::text[]) as gone (dispatch_id, order_no, payment_no)
-where message.brand_id = %s and message.dispatch_id = gone.dispatch_id and message.batch_id is not null
-  and message.state = {MessageState.QUEUED:d}
-returning message.dispatch_id, message.message_id, message.segments
-"""
+_CANCEL_MESSAGES = telling(
+    f"""
+  update smsgateway.message as m
+  set state = {MessageState.CANCELLED:d}, order_no = gone.order_no, payment_no = gone.payment_no, finished_at = now()
+  from unnest(%s::text[], %s::text[], %s::text[]) as gone (dispatch_id, order_no, payment_no)
+  where m.brand_id = %s and m.dispatch_id = gone.dispatch_id and m.batch_id is not null
+    and m.state = {MessageState.QUEUED:d}
+""",
+    more="m.dispatch_id, m.segments",
+    returning="dispatch_id, message_id, segments",
+)
 
 _MARK_BATCH_CANCELLED = """
 update smsgateway.batch

@@ -64,6 +64,43 @@ order by seen
 """
 
 
+_PAGE_OF_BATCH = """
+select count(*), coalesce(max(message_id), '')
+from (
+  select message_id from smsgateway.message
+  where brand_id = %s and batch_id = %s and batch_id is not null and message_id > %s
+  order by message_id
+  limit %s
+) as page
+"""
+
+# The place within the page tells them apart in a bit each.
+_ENDS = f"""
+select place, message_id, mobile, state, result_code, segments, finished_at
+from (
+  select row_number() over (order by message_id) - 1 as place, message_id, mobile, state,
+         coalesce(result_code, '') as result_code, segments, finished_at
+  from smsgateway.message
+  where brand_id = %s and batch_id = %s and batch_id is not null and message_id > %s and message_id <= %s
+) as page
+where state in ({MessageState.DELIVERED:d}, {MessageState.UNDELIVERED:d}, {MessageState.EXPIRED:d},
+                {MessageState.FAILED:d}, {MessageState.CANCELLED:d})
+order by place
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEnd:
+    """How a message of a batch ended."""
+
+    message_id: str
+    mobile: str
+    state: int
+    result_code: str
+    segments: int
+    finished_at: datetime | None
+
+
 @dataclass(frozen=True, slots=True)
 class SeenMessage:
     """A message as callers see it; what is not known is empty or None."""
@@ -149,3 +186,20 @@ async def count_batch(connection: Connection, brand_id: int, batch_id: str) -> l
     """A batch's messages counted by the state in which they are seen, in order of the state."""
     cursor = await connection.execute(_COUNT_BATCH, (brand_id, batch_id))
     return [(int(state), int(messages)) for state, messages in await cursor.fetchall()]
+
+
+async def page_of_batch(
+    connection: Connection, brand_id: int, batch_id: str, *, after: str, limit: int
+) -> tuple[int, str]:
+    """How many messages of a batch follow an id, at most `limit`, and the id of the last of them."""
+    row = await (await connection.execute(_PAGE_OF_BATCH, (brand_id, batch_id, after, limit))).fetchone()
+    assert row is not None
+    return int(row[0]), str(row[1])
+
+
+async def ends_of(
+    connection: Connection, brand_id: int, batch_id: str, *, after: str, last: str
+) -> list[tuple[int, SeenEnd]]:
+    """Messages of a batch between two ids that are final, each with its place among all of them."""
+    cursor = await connection.execute(_ENDS, (brand_id, batch_id, after, last))
+    return [(int(row[0]), SeenEnd(*row[1:])) for row in await cursor.fetchall()]

@@ -13,7 +13,7 @@ from datetime import datetime
 from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, OutboxKind
-from smsgateway.store import sending
+from smsgateway.store import sending, webhooks
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage, Failure, Settled
 
@@ -57,6 +57,35 @@ _COUNT_DISPATCHES = f"select count(*) from (select 1 from smsgateway.dispatch as
 _OF_KEYS = "unnest(%s::bigint[], %s::text[]) as asked (brand_id, id)"
 
 # The sweeper of what was put off queues it again.
+# Where the event that it tells of is the subject.
+_LIST_WEBHOOK_EVENTS = f"""
+select e.brand_id, e.event_id, e.webhook_id, e.subject_id, '', '', 1, 0, e.attempts, coalesce(e.last_error, ''),
+       e.created_at
+from smsgateway.webhook_event as e
+where e.parked_at is not null and (%(brand)s = 0 or e.brand_id = %(brand)s) and
+{_PAGE.format(moment="e.created_at", id="e.event_id")}
+"""
+
+_COUNT_WEBHOOK_EVENTS = (
+    "select count(*) from (select 1 from smsgateway.webhook_event where parked_at is not null limit 10000) as parked"
+)
+
+# Young again, or the next failure would park it for its age; and so behind what has waited meanwhile.
+_RETRY_WEBHOOK_EVENTS = f"""
+update smsgateway.webhook_event as e
+set parked_at = null, attempts = 0, created_at = now()
+from {_OF_KEYS}
+where e.brand_id = asked.brand_id and e.event_id = asked.id and e.parked_at is not null
+returning e.event_id, e.brand_id, e.webhook_id
+"""
+
+_DROP_WEBHOOK_EVENTS = f"""
+delete from smsgateway.webhook_event as e
+using {_OF_KEYS}
+where e.brand_id = asked.brand_id and e.event_id = asked.id and e.parked_at is not null
+returning e.event_id
+"""
+
 _RETRY_DISPATCHES = f"""
 update smsgateway.dispatch as d
 set not_before = now(), failures = 0, changed_at = now()
@@ -175,6 +204,30 @@ async def list_outbox(connection: Connection, page: Page) -> list[ParkedRow]:
 async def list_receipts(connection: Connection, page: Page) -> list[ParkedRow]:
     """Parked receipts, oldest first; they have no brand."""
     return await _list(connection, _LIST_RECEIPTS, page)
+
+
+async def list_webhook_events(connection: Connection, page: Page) -> list[ParkedRow]:
+    """Parked events of webhooks, oldest first."""
+    return await _list(connection, _LIST_WEBHOOK_EVENTS, page)
+
+
+async def count_webhook_events(connection: Connection) -> int:
+    """Events of webhooks that wait for an operator, counted up to 10,000."""
+    row = await (await connection.execute(_COUNT_WEBHOOK_EVENTS)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def retry_webhook_events(connection: Connection, keys: Sequence[Key]) -> set[str]:
+    """Have events told soon, with no attempts; the ids of those that were parked."""
+    rows = await (await connection.execute(_RETRY_WEBHOOK_EVENTS, _columns(keys))).fetchall()
+    await webhooks.hurry(connection, sorted({(row[1], row[2]) for row in rows}))
+    return {row[0] for row in rows}
+
+
+async def drop_webhook_events(connection: Connection, keys: Sequence[Key]) -> set[str]:
+    """Forget events; the ids of those that were parked."""
+    return await _ids(connection, _DROP_WEBHOOK_EVENTS, keys)
 
 
 async def count_dispatches(connection: Connection) -> int:

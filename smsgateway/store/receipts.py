@@ -11,6 +11,7 @@ from infra.database import Connection
 from smsgateway.queues import ReceiptItem
 from smsgateway.references import dispatch_of
 from smsgateway.schema import MessageState
+from smsgateway.store.telling import telling
 
 # A single message's id is its dispatch's; a batch's messages name the chunk that they were sent with last.
 _MESSAGE_OF_DISPATCH = """
@@ -51,21 +52,24 @@ cross join lateral ({_MESSAGE_OF_DISPATCH.format(mobile="asked.mobile")}) as m
 left join smsgateway.dispatch as d on d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 """
 
-_SETTLE = f"""
-with gone as (
+_SETTLE = telling(
+    f"""
+  update smsgateway.message as m
+  set state = asked.state, result_code = asked.code, result_detail = asked.detail,
+      -- A carrier tells the time to the minute, which can be before the message was sent.
+      finished_at = greatest(coalesce(asked.reported_at, now()), m.sent_at)
+  from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::timestamptz[])
+       as asked (brand_id, message_id, state, code, detail, reported_at)
+  where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state + 0 = {MessageState.SENT:d}
+""",
+    before="""gone as (
   delete from smsgateway.receipt_inbox as r
   using unnest(%s::text[], %s::text[], %s::text[]) as asked (account, reference, inbox_id)
   where r.account = asked.account and r.reference = asked.reference and r.inbox_id = asked.inbox_id
+), """,
+    more="m.sms_type",
+    returning="brand_id, message_id, sms_type, state",
 )
-update smsgateway.message as m
-set state = asked.state, result_code = asked.code, result_detail = asked.detail,
-    -- A carrier tells the time to the minute, which can be before the message was sent.
-    finished_at = greatest(coalesce(asked.reported_at, now()), m.sent_at)
-from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::timestamptz[])
-     as asked (brand_id, message_id, state, code, detail, reported_at)
-where m.brand_id = asked.brand_id and m.message_id = asked.message_id and m.state + 0 = {MessageState.SENT:d}
-returning m.brand_id, m.message_id, m.sms_type, m.state
-"""
 
 # Two receipts of one message settled at the same time: the second waits for the first's row and sees what it left.
 _CLOSE_PARTS = """

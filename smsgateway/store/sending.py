@@ -22,6 +22,7 @@ from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState, Mode, OutboxKind
 from smsgateway.store.outbox import OutboxRow
+from smsgateway.store.telling import TOLD_OF_SENT, telling
 
 # A state is written `state + 0` beside a key, as in `smsgateway.store.accepting`.
 
@@ -190,7 +191,7 @@ with gone as (
   select gone.brand_id, gone.outbox_id, {OutboxKind.SEND_STATUS:d}, gone.payload, now() + make_interval(secs => %s),
          now()
   from gone
-)
+), {TOLD_OF_SENT}
 select brand_id, dispatch_id from gone
 """
 
@@ -243,7 +244,15 @@ from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::te
      as asked (brand_id, dispatch_id, order_no, payment_no, account, call_id, code, detail, submitted_at)
 where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
 """
-_RETURNING_MESSAGES = "returning m.brand_id, asked.dispatch_id, m.message_id, m.segments"
+
+
+def _failing(of: str) -> str:
+    return telling(
+        f"{_SET_FAILED} {of}",
+        more="asked.dispatch_id, m.segments",
+        returning="brand_id, dispatch_id, message_id, segments",
+    )
+
 
 _SET_UNKNOWN = f"""
 update smsgateway.dispatch as d
@@ -615,7 +624,7 @@ async def _set_sent(
 ) -> None:
     answers = [by_key[row.brand_id, row.dispatch_id] for row in rows]
     await connection.execute(
-        _SET_SENT + (_OF_BATCH if of_batch else _OF_SINGLE),
+        telling(_SET_SENT + (_OF_BATCH if of_batch else _OF_SINGLE), returning="message_id"),
         (
             arrays.integers([row.brand_id for row in rows]),
             arrays.texts([row.dispatch_id for row in rows]),
@@ -658,7 +667,7 @@ async def set_failed(
 ) -> list[FailedMessage]:
     """Record the messages of dispatches that are gone as failed, each for its own reason."""
     cursor = await connection.execute(
-        f"{_SET_FAILED} {_OF_BATCH if of_batch else _OF_SINGLE} {_RETURNING_MESSAGES}",
+        _failing(_OF_BATCH if of_batch else _OF_SINGLE),
         (
             arrays.integers([row.brand_id for row in rows]),
             arrays.texts([row.dispatch_id for row in rows]),

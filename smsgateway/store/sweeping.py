@@ -10,6 +10,7 @@ from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState
 from smsgateway.store.sending import FailedMessage
+from smsgateway.store.telling import telling
 
 _OVERDUE = f"""
 update smsgateway.dispatch as d
@@ -107,7 +108,6 @@ where m.brand_id = asked.brand_id and m.state = {MessageState.QUEUED:d} and
 """
 _OF_SINGLE = "m.message_id = asked.dispatch_id"
 _OF_BATCH = "m.dispatch_id = asked.dispatch_id and m.batch_id is not null"
-_RETURNING_MESSAGES = "returning m.brand_id, asked.dispatch_id, m.message_id, m.segments"
 
 _FAIL_SOME = f"""
 update smsgateway.message as m
@@ -130,7 +130,6 @@ from (
   ) as sent
 ) as chosen
 where m.brand_id = chosen.brand_id and m.message_id = chosen.message_id and m.state = {MessageState.SENT:d}
-returning m.brand_id, chosen.dispatch_id, m.message_id, m.segments
 """
 
 _EXPIRE = f"""
@@ -149,7 +148,6 @@ from (
   for update skip locked
 ) as old
 where m.brand_id = old.brand_id and m.message_id = old.message_id and m.state = {MessageState.SENT:d}
-returning m.brand_id, m.message_id, m.segments, m.payment_no, m.sms_type
 """
 
 _DELETE_KEYS = """
@@ -334,7 +332,11 @@ async def fail_undecided(
         if not some:
             continue
         cursor = await connection.execute(
-            f"{_FAIL_MESSAGES} {_OF_BATCH if of_batch else _OF_SINGLE} {_RETURNING_MESSAGES}",
+            telling(
+                f"{_FAIL_MESSAGES} {_OF_BATCH if of_batch else _OF_SINGLE}",
+                more="asked.dispatch_id, m.segments",
+                returning="brand_id, dispatch_id, message_id, segments",
+            ),
             (
                 code,
                 detail,
@@ -356,7 +358,11 @@ async def fail_without_receipt(
 ) -> list[FailedMessage]:
     """Of each PARTIAL dispatch at most `failed_count` messages without a final receipt → FAILED."""
     cursor = await connection.execute(
-        _FAIL_SOME,
+        telling(
+            _FAIL_SOME,
+            more="chosen.dispatch_id, m.segments",
+            returning="brand_id, dispatch_id, message_id, segments",
+        ),
         (
             code,
             detail,
@@ -372,7 +378,12 @@ async def expire_messages(
     connection: Connection, *, older_than_seconds: float, limit: int, code: str, detail: str
 ) -> list[ExpiredMessage]:
     """SENT for so long without a final receipt → EXPIRED; not those of a PARTIAL dispatch, which is decided first."""
-    cursor = await connection.execute(_EXPIRE, (code, detail, older_than_seconds, limit))
+    statement = telling(
+        _EXPIRE,
+        more="m.segments, m.payment_no, m.sms_type",
+        returning="brand_id, message_id, segments, payment_no, sms_type",
+    )
+    cursor = await connection.execute(statement, (code, detail, older_than_seconds, limit))
     return [ExpiredMessage(*row) for row in await cursor.fetchall()]
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import aiohttp
 import forked
 import grpc.aio
 import pytest
@@ -36,6 +38,7 @@ from crash_harness import (
 from gateway_harness import eventually
 from google.protobuf.timestamp_pb2 import Timestamp
 from smpp34_harness import Smsc34, smpp34_smsc
+from webhook_receiver import receiver
 from worker_harness import ADMIN, Stack
 
 from infra.embedded import EmbeddedServers
@@ -46,6 +49,7 @@ from protos.smsgateway.v1 import sms_gateway_pb2
 from smsbill.crash_points import POINTS
 from smsgateway.parked import DROPPED_CODE
 from smsgateway.schema import MessageState
+from smsgateway.webhooks import new_secret
 from workers.sweepers import NO_OUTCOME
 
 pytestmark = pytest.mark.timeout(900)
@@ -571,6 +575,72 @@ async def parked_work_dropped(world: World) -> None:
         await gateway.dies_at("gateway.parked.dropping", "gateway.parked.dropped")
         assert list((await calling).not_parked) == [message_id], "the call before had done it"
     await world.settled()
+
+
+# What people sent back, and what brands are told.
+
+
+@way("gateway.reply.storing", "gateway.reply.committing", "gateway.reply.stored")
+async def a_reply_pushed(world: World) -> None:
+    """A carrier that pushes until it is answered: one reply, one opt-out, however often the gateway dies."""
+    points = ("gateway.reply.storing", "gateway.reply.committing", "gateway.reply.stored")
+    (mobile,) = world.numbers(1, DELIVERED)
+    reply = {"receiver": "r", "pswd": "p", "moTime": "2601021530", "mobile": mobile, "msg": "TD", "destcode": "1069"}
+    await send(world, world.stack, [mobile])
+    async with service(world, "gateway", points[0]) as gateway:
+        url = f"http://127.0.0.1:{gateway.http_port}/callbacks/chuanglan/reply"
+        pushing = asyncio.create_task(push_until_taken(url, reply))
+        await gateway.dies_at(*points)
+        await pushing
+    number = f"+86{mobile}"
+    assert await world.stack.rows("select opt_out from reply where mobile = %s", number) == [(True,)]
+    assert await world.stack.rows("select kind from suppression where mobile = %s", number) == [(1,)]
+    await world.settled()
+
+
+async def push_until_taken(url: str, params: Mapping[str, str]) -> None:
+    """Push again and again, as carriers do."""
+    async with aiohttp.ClientSession() as session, asyncio.timeout(SECONDS):
+        while True:
+            with suppress(aiohttp.ClientError):
+                async with session.get(url, params=params) as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.02)
+
+
+@way("worker.webhook.calling", "worker.webhook.called", "worker.webhook.removed")
+async def a_brand_told(world: World) -> None:
+    """Told at least once of each end, by whichever worker lives."""
+    points = ("worker.webhook.calling", "worker.webhook.called", "worker.webhook.removed")
+    settings: dict[str, Any] = {"webhook_http": True, "webhook_private_addresses": True, "webhook_poll_seconds": 0.05}
+    async with receiver() as theirs:
+        await world.stack.rows(
+            "insert into webhook (brand_id, webhook_id, url, kinds, full_number, reply_text, enabled, secret,"
+            " created_at, updated_at) values (%s, 'main', %s, %s, true, false, true, %s, now(), now())",
+            world.brand_id,
+            theirs.url,
+            1 << MessageState.SENT | 1 << MessageState.DELIVERED,
+            new_secret(),
+        )
+        mobiles = world.numbers(3, DELIVERED)
+        for mobile in mobiles[:2]:
+            await world.stack.send(mobile, brand_id=world.brand_id)
+        for point in points:
+            await world.dies("worker", point, **settings)
+            # As if the time of a dead worker's turn were over.
+            await world.stack.rows("update webhook_turn set until = now()")
+        await world.stack.send(mobiles[2], brand_id=world.brand_id)
+
+        async def all_told() -> bool:
+            return (await world.stack.rows("select count(*) from webhook_event")) == [(0,)]
+
+        worker = world.start("worker", **settings)
+        await world.judge()
+        await eventually(all_told, SECONDS)
+        await worker.kill()
+        ends = {(event["mobile"], event["state"]) for event in theirs.taken}
+        assert ends == {(f"+86{mobile}", state) for mobile in mobiles for state in ("sent", "delivered")}
 
 
 # Cost centres.

@@ -16,7 +16,7 @@ from gateway_harness import eventually, metric, running_gateway
 from worker_harness import ScriptedCarrier, Stack, running_stack
 
 from infra.embedded import EmbeddedServers
-from smsgateway.carriers.base import CarrierReceipt, ReceiptState, ReceivingCarrier
+from smsgateway.carriers.base import CarrierReceipt, CarrierReply, ReceiptState, ReceivingCarrier
 from smsgateway.schema import MessageState
 
 MOBILE = "+8613800138001"
@@ -59,7 +59,9 @@ class Connected(ScriptedCarrier):
         self.unacknowledged: list[str] = []
         self.starts = 0
 
-    async def receive(self, take: Callable[[CarrierReceipt], Awaitable[str]]) -> None:
+    async def receive(
+        self, take: Callable[[CarrierReceipt], Awaitable[str]], take_reply: Callable[[CarrierReply], Awaitable[str]]
+    ) -> None:
         self.starts += 1
         while True:
             receipt = await self.coming.get()

@@ -30,7 +30,11 @@ REFERENCE_TABLES = {
     "smsgateway.routing_version",
 }
 # A receipt comes with the carrier's reference and no brand.
-BY_REFERENCE = {"smsgateway.route": ["account", "reference"], "smsgateway.receipt_inbox": ["account", "reference"]}
+BY_REFERENCE = {
+    "smsgateway.route": ["account", "reference"],
+    "smsgateway.receipt_inbox": ["account", "reference"],
+    "smsgateway.reply_reference": ["account", "reference"],
+}
 # Lists of work over all brands, of few rows each: what is due, on its way, unpaid or waiting. Each machine walks its
 # own by time.
 BY_TIME_OR_STATE = {
@@ -49,9 +53,11 @@ BY_TIME_OR_STATE = {
     "smsgateway.receipt_inbox_next_at",
     "smsgateway.receipt_inbox_parked",
     "smsgateway.receipt_inbox_parked_id",
+    "smsgateway.reply_reference_created_at",
     "smsgateway.request_key_created_at",
     "smsgateway.route_created_at",
     "smsgateway.sender_rules_changed_at",
+    "smsgateway.webhook_event_parked",
 }
 # Texts that are no identifiers: for people, or a carrier's or bank's own words, never looked up.
 PROSE = {
@@ -67,6 +73,9 @@ PROSE = {
     "result_code",
     "carrier_code",
     "payment_reference",
+    "url",
+    "secret",
+    "old_secret",
 }
 # Names that operators give to carriers' accounts, and what is compared for being equal only.
 LABELS = {"account", "call_id", "carrier_message_id", "stream_entry"}
@@ -155,8 +164,8 @@ def test_reference_tables_know_no_brand(connection: psycopg.Connection[tuple[Any
     """What is shared by all has no brand_id, and what is not has one."""
     branded = {table for table, column, _ in _rows(connection, _OTHERS) if column == "brand_id"}
     without = {row[0] for row in _rows(connection, _TABLES)} - branded
-    # A receipt in the inbox has no brand yet.
-    assert without == REFERENCE_TABLES | {"smsgateway.receipt_inbox"}
+    # A receipt in the inbox has no brand yet, nor has a reply that is just coming in.
+    assert without == REFERENCE_TABLES | {"smsgateway.receipt_inbox", "smsgateway.reply_reference"}
 
 
 def test_other_indexes_are_led_by_the_brand_or_are_lists_of_work(

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from infra.errors import overloaded
 from infra.heartbeat import Watchdog
-from smsgateway.carriers.base import CarrierReceipt, MalformedReceipt, ReceiptNotAuthentic, ReceiptState
+from smsgateway.carriers.base import CarrierReceipt, CarrierReply, MalformedReceipt, ReceiptNotAuthentic, ReceiptState
 from smsgateway.carriers.chuanglan import ChuanglanKind
 from smsgateway.carriers.http_carrier import HttpCarrierSetup, http_callback
 from smsgateway.carriers.http_file import HttpCarrierFile
@@ -88,7 +88,7 @@ def report(**changes: Any) -> dict[str, Any]:
     return {"id": "m1", "to": ["+8613800138000"], "state": "ok", "at": 1_700_000_000, **changes}
 
 
-def one(found: Sequence[CarrierReceipt | MalformedReceipt]) -> CarrierReceipt:
+def one(found: Sequence[CarrierReceipt | CarrierReply | MalformedReceipt]) -> CarrierReceipt:
     (receipt,) = found
     assert isinstance(receipt, CarrierReceipt), receipt
     return receipt

@@ -36,6 +36,8 @@ class _ParkedKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParkedKind
     """A status, receipt or release that the cost centre refused too often."""
     PARKED_KIND_RECEIPT: _ParkedKind.ValueType  # 3
     """A carrier's receipt that could not be settled in time."""
+    PARKED_KIND_WEBHOOK: _ParkedKind.ValueType  # 4
+    """An event that a webhook's receiver did not take in time."""
 
 class ParkedKind(_ParkedKind, metaclass=_ParkedKindEnumTypeWrapper):
     """What is parked."""
@@ -48,6 +50,8 @@ PARKED_KIND_OUTBOX: ParkedKind.ValueType  # 2
 """A status, receipt or release that the cost centre refused too often."""
 PARKED_KIND_RECEIPT: ParkedKind.ValueType  # 3
 """A carrier's receipt that could not be settled in time."""
+PARKED_KIND_WEBHOOK: ParkedKind.ValueType  # 4
+"""An event that a webhook's receiver did not take in time."""
 Global___ParkedKind: _TypeAlias = ParkedKind  # noqa: Y015
 
 class _MessageState:
@@ -135,9 +139,11 @@ class ParkedItem(_message.Message):
     brand_id: _builtins.int
     """Its brand; 0 for a receipt."""
     subject: _builtins.str
-    """Of a dispatch single or batch; of what is owed send_status, receipt or release; of a receipt the carrier's code."""
+    """Of a dispatch single or batch; of what is owed send_status, receipt or release; of a receipt the carrier's code; of an event
+    its webhook.
+    """
     request_id: _builtins.str
-    """The request_id that its log lines carry; empty for a receipt."""
+    """The request_id that its log lines carry; of an event the message or reply that it tells of; empty for a receipt."""
     carrier_account: _builtins.str
     """Of a receipt, the carrier's account."""
     reference: _builtins.str
@@ -1061,6 +1067,118 @@ class GetBatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetBatchResponse: _TypeAlias = GetBatchResponse  # noqa: Y015
+
+@_typing.final
+class FollowBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    WITH_MESSAGES_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """Id of the batch; it carries its brand."""
+    with_messages: _builtins.bool
+    """Whether each message's end is told."""
+    resume_token: _builtins.str
+    """resume_token of a reply to another call: what was told before it is left out. Empty: from the beginning."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        with_messages: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "resume_token", b"resume_token", "with_messages", b"with_messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowBatchRequest: _TypeAlias = FollowBatchRequest  # noqa: Y015
+
+@_typing.final
+class MessageEnd(_message.Message):
+    """How a message ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    MOBILE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_CODE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """Its id."""
+    mobile: _builtins.str
+    """The recipient in E.164 form."""
+    state: Global___MessageState.ValueType
+    """Its final state."""
+    result_code: _builtins.str
+    """The carrier's code or the reason of a failure."""
+    segments: _builtins.int
+    """Segments that it cost."""
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When it became final."""
+
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+        mobile: _builtins.str = ...,
+        state: Global___MessageState.ValueType = ...,
+        result_code: _builtins.str = ...,
+        segments: _builtins.int = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "message_id", b"message_id", "mobile", b"mobile", "result_code", b"result_code", "segments", b"segments", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageEnd: _TypeAlias = MessageEnd  # noqa: Y015
+
+@_typing.final
+class FollowBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    """Messages accepted."""
+    resume_token: _builtins.str
+    """Where another call goes on. It may tell some ends again, and leaves none out."""
+    done: _builtins.bool
+    """All messages are final, and told if that was wanted: the last reply."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
+        """Messages by state at this moment."""
+
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageEnd]:
+        """Messages that are final and were not told in this call before, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        states: _abc.Iterable[Global___StateCount] | None = ...,
+        ends: _abc.Iterable[Global___MessageEnd] | None = ...,
+        resume_token: _builtins.str = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "ends", b"ends", "resume_token", b"resume_token", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowBatchResponse: _TypeAlias = FollowBatchResponse  # noqa: Y015
 
 @_typing.final
 class CancelBatchRequest(_message.Message):

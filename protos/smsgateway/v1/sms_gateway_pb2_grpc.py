@@ -59,6 +59,11 @@ class SmsGatewayStub:
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchRequest.SerializeToString,
                 response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchResponse.FromString,
                 _registered_method=True)
+        self.FollowBatch = channel.unary_stream(
+                '/smsgateway.v1.SmsGateway/FollowBatch',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.FromString,
+                _registered_method=True)
         self.CancelBatch = channel.unary_unary(
                 '/smsgateway.v1.SmsGateway/CancelBatch',
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchRequest.SerializeToString,
@@ -125,6 +130,16 @@ class SmsGatewayServicer:
 
     def GetBatch(self, request, context):
         """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowBatch(self, request, context):
+        """Follows a batch: tells its counts by state whenever they have changed, and if wanted each message's end as it comes, until all
+        messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
+        Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
+        stops; call again with the resume_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +212,11 @@ def add_SmsGatewayServicer_to_server(servicer, server):
                     servicer.GetBatch,
                     request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchRequest.FromString,
                     response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchResponse.SerializeToString,
+            ),
+            'FollowBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowBatch,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.SerializeToString,
             ),
             'CancelBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBatch,
@@ -359,6 +379,33 @@ class SmsGateway:
             '/smsgateway.v1.SmsGateway/GetBatch',
             smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchRequest.SerializeToString,
             smsgateway_dot_v1_dot_sms__gateway__pb2.GetBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/FollowBatch',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

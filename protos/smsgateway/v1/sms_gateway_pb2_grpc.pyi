@@ -49,6 +49,12 @@ class SmsGatewayStub:
     """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG."""
     GetBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetBatchRequest, _sms_gateway_pb2.GetBatchResponse]
     """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND."""
+    FollowBatch: _grpc.UnaryStreamMultiCallable[_sms_gateway_pb2.FollowBatchRequest, _sms_gateway_pb2.FollowBatchResponse]
+    """Follows a batch: tells its counts by state whenever they have changed, and if wanted each message's end as it comes, until all
+    messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
+    Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
+    stops; call again with the resume_token.
+    """
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
     NOT_FOUND: BATCH_NOT_FOUND.
@@ -90,6 +96,12 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     """A brand's messages, newest first. Role viewer. DEADLINE_EXCEEDED: LISTING_TOO_LONG."""
     GetBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetBatchRequest, _sms_gateway_pb2.GetBatchResponse]  # type: ignore[assignment]
     """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND."""
+    FollowBatch: _aio.UnaryStreamMultiCallable[_sms_gateway_pb2.FollowBatchRequest, _sms_gateway_pb2.FollowBatchResponse]  # type: ignore[assignment]
+    """Follows a batch: tells its counts by state whenever they have changed, and if wanted each message's end as it comes, until all
+    messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
+    Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
+    stops; call again with the resume_token.
+    """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]  # type: ignore[assignment]
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
     NOT_FOUND: BATCH_NOT_FOUND.
@@ -158,6 +170,18 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.GetBatchResponse, _abc.Awaitable[_sms_gateway_pb2.GetBatchResponse]]:
         """One batch with the counts of its messages by state. Role viewer. NOT_FOUND: BATCH_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def FollowBatch(
+        self,
+        request: _sms_gateway_pb2.FollowBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sms_gateway_pb2.FollowBatchResponse], _abc.AsyncIterator[_sms_gateway_pb2.FollowBatchResponse]]:
+        """Follows a batch: tells its counts by state whenever they have changed, and if wanted each message's end as it comes, until all
+        messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
+        Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
+        stops; call again with the resume_token.
+        """
 
     @_abc_1.abstractmethod
     def CancelBatch(

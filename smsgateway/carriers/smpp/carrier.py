@@ -32,6 +32,7 @@ from smsgateway.carriers.base import (
     CarrierError,
     CarrierLimits,
     CarrierReceipt,
+    CarrierReply,
     PulledReceipts,
     PulledReplies,
     SingleCall,
@@ -56,6 +57,7 @@ from smsgateway.carriers.smpp.receipts import (
     is_receipt,
     read_receipt,
 )
+from smsgateway.carriers.smpp.replies import is_reply, read_reply
 from smsgateway.carriers.smpp.session import (
     LOOK_S,
     NEVER,
@@ -120,6 +122,7 @@ _RECEIPT_WANTED: Final = 1
 _MESSAGE_ID: Final = re.compile(r"[!-~]{1,64}")
 
 Take = Callable[[CarrierReceipt], Awaitable[str]]
+TakeReply = Callable[[CarrierReply], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,7 @@ class SmppCarrier:
         self._config = config
         self._session = Session(config.session(), self._delivered)
         self._take: Take | None = None
+        self._take_reply: TakeReply | None = None
         self._zone = timezone(config.receipt_offset)
         # Several workers have sessions of their own, which the receiver's phone must not mix up.
         self._references = count(random.randrange(1 << 16))  # noqa: S311 - no secret
@@ -281,19 +285,19 @@ class SmppCarrier:
         raise CarrierError("receipts: SMPP has none to pull")
 
     async def pull_replies(self, count: int) -> PulledReplies:
-        """Raises `CarrierError`: SMPP has none to pull."""
+        """Raises `CarrierError`: replies come by themselves, see `receive`."""
         raise CarrierError("replies: SMPP has none to pull")
 
-    async def receive(self, take: Take) -> None:
-        """Hand on receipts until cancelled; see `ReceivingCarrier.receive`. A deliver_sm is answered when its receipt
-        is stored; while nobody receives, and when it could not be stored, it is to be given again.
+    async def receive(self, take: Take, take_reply: TakeReply | None = None) -> None:
+        """Hand on receipts and replies until cancelled; see `ReceivingCarrier.receive`. A deliver_sm is answered when
+        what it brings is stored; while nobody receives, and when it could not be stored, it is to be given again.
         """
-        self._take = take
+        self._take, self._take_reply = take, take_reply
         try:
             self._session.start()
             await asyncio.get_running_loop().create_future()
         finally:
-            self._take = None
+            self._take = self._take_reply = None
 
     async def aclose(self) -> None:
         """Wait a moment for responses, unbind, disconnect; later calls end as RETRY without being sent."""
@@ -385,9 +389,10 @@ class SmppCarrier:
         """Take a deliver_sm; the status of its response. Raises what `take` raises."""
         try:
             message = decode_short_message(body)
+            if is_reply(message):
+                return await self._replied(message)
             if not is_receipt(message):
-                # Replies are not taken in yet: the carrier hears so, and it is counted.
-                SMPP_ODD.labels(self.account_id, "reply").inc()
+                SMPP_ODD.labels(self.account_id, "other").inc()
                 return NEVER
             receipt = self._receipt(message)
         except (MalformedPdu, UnreadableReceipt, InvalidMobile) as error:
@@ -398,6 +403,15 @@ class SmppCarrier:
         if take is None:
             return TRY_AGAIN
         await take(receipt)
+        return OK
+
+    async def _replied(self, message: ShortMessage) -> int:
+        """Take a reply; the status of its response. Raises `InvalidMobile` and what `take_reply` raises."""
+        mobile = _normalized(message.source, national=self._config.destination_ton == _TON_NATIONAL)
+        take = self._take_reply
+        if take is None:
+            return TRY_AGAIN
+        await take(read_reply(message, self.account_id, mobile, datetime.now(UTC)))
         return OK
 
     def _mobile(self, message: ShortMessage) -> str:
