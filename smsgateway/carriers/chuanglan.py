@@ -533,7 +533,7 @@ def reply_of(fields: Mapping[str, str], account_id: str) -> CarrierReply:
         destination = next(filter(None, (fields.get(name, "").strip() for name in ("spCode", "spcode"))), "")
         extension = fields.get("extend", "").strip()
         destination += "" if destination.endswith(extension) else extension
-    told = fields.get("moTime", "").strip()
+    now, told = datetime.now(UTC), fields.get("moTime", "").strip()
     head = _PART.fullmatch(fields.get("emshead", "").strip()) if fields.get("isems", "").strip() == "1" else None
     return CarrierReply(
         account_id=account_id,
@@ -541,7 +541,8 @@ def reply_of(fields: Mapping[str, str], account_id: str) -> CarrierReply:
         mobile=mobile,
         destination=printable(destination, _DESTINATION_CHARACTERS_MAX),
         text=reply_text(text),
-        received_at=_reply_time(told) or datetime.now(UTC),
+        # A clock that is ahead of ours, or a field of other digits, must not put it into the future.
+        received_at=min(_reply_time(told) or now, now),
         part=f"{int(head[3])}/{int(head[2])}" if head else "",
     )
 

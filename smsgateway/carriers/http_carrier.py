@@ -474,7 +474,7 @@ class ReplyReader(PushReader[CarrierReply]):
         self._replies = replies
 
     def _one(self, found: object) -> CarrierReply:
-        mobile = self._mobile(found)
+        mobile, now = self._mobile(found), datetime.now(UTC)
         if at_path(found, self._replies.fields.text) is None:
             raise MalformedReceipt("text", "is missing")
         text, told_at = self._text(found, "text"), self._text(found, "received_at")
@@ -488,7 +488,7 @@ class ReplyReader(PushReader[CarrierReply]):
             mobile=mobile,
             destination=destination,
             text=reply_text(text),
-            received_at=self._time(found, "received_at") or datetime.now(UTC),
+            received_at=min(self._time(found, "received_at") or now, now),
         )
 
 
