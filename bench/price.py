@@ -1,8 +1,8 @@
 """`python -m bench.price`: what the submitting mark and the outbox cost of the rate of single messages.
 
-In turn, the tree as it is and copies without the statement that marks, without the rows of the outbox, and without
-both, each on a stack of its own: single messages from SendSms to sent, without receipts, as many as get through. The
-price is one less the rate of the whole tree over that of the copy, round by round; and, of the processor time that a
+In turn, the tree as it is and copies without the statement that marks, without the rows of the outbox, without both,
+and without the look for webhooks, each on a stack of its own: single messages from SendSms to sent, without receipts,
+as many as get through. The price is one less the rate of the whole tree over that of the copy, round by round; and, of the processor time that a
 message takes in all processes but the carrier's, one less the copy's over the whole tree's, which a machine that does
 other things meanwhile disturbs less. Nothing of a copy is for use: what dies in it is lost or sent twice. The inbox of
 receipts cannot be left out so, for it is the only place where they are.
@@ -55,18 +55,21 @@ _NO_MARK = (
     ),
 )
 _NO_OUTBOX = (
-    Edit(_SENDING, "         now()\n  from gone\n)\nselect", "         now()\n  from gone where false\n)\nselect"),
+    Edit(_SENDING, "         now()\n  from gone\n), {", "         now()\n  from gone where false\n), {"),
     Edit(
         _OUTBOX,
         '    """Forget calls that the cost centre has answered."""\n',
         '    """Forget calls that the cost centre has answered."""\n    return\n',
     ),
 )
+# Of an accepted message; no brand has a webhook here, so this is the price for who has none.
+_NO_WEBHOOKS = (Edit(_SENDING, "), {TOLD_OF_SENT}\n", ")\n"),)
 VARIANTS: Mapping[str, tuple[Edit, ...]] = {
     WHOLE: (),
     "without mark": _NO_MARK,
     "without outbox": _NO_OUTBOX,
     "without both": _NO_MARK + _NO_OUTBOX,
+    "without webhooks": _NO_WEBHOOKS,
 }
 
 Figures = dict[str, list[float]]

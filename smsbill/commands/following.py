@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,6 +70,8 @@ def follow(
 
 async def _replies(caller: Client, batch: str, with_messages: bool, wait: float) -> AsyncIterator[Any]:
     """What is told of a batch; a stream that breaks goes on where it was. Raises `grpc.aio.AioRpcError`."""
+    import asyncio
+
     import grpc
     import grpc.aio
 

@@ -649,10 +649,11 @@ async def test_a_receipt_that_overtakes_the_response(smsc: ScriptedSmsc) -> None
         b"",
         b"\xff" * 40,
         receipt_body("1", mobile="rubbish"),
-        encode_short_message(ShortMessage(Address(1, 1, "8613800138000"), Address(), b"R", esm_class=0)),
+        encode_short_message(ShortMessage(Address(1, 1, "8613800138000"), Address(), b"R", esm_class=0x08)),
+        encode_short_message(ShortMessage(Address(5, 0, "SHOP"), Address(), b"R", esm_class=0)),
         encode_short_message(ShortMessage(Address(1, 1, "8613800138000"), Address(), b"id:", esm_class=4)),
     ],
-    ids=["empty", "rubbish", "no-number", "reply", "no-id"],
+    ids=["empty", "rubbish", "no-number", "acknowledgement", "reply-of-no-number", "no-id"],
 )
 async def test_a_delivery_that_can_never_be_taken_is_refused_for_good(smsc: ScriptedSmsc, body: bytes) -> None:
     """Aim: rubbish does not come again and again, and ends nothing."""
