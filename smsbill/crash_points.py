@@ -92,6 +92,7 @@ POINTS: Mapping[str, CrashPoint] = {
     "worker.dispatch.unknown": CrashPoint("the outcome of a call is recorded as unknown", "Redis is told"),
     "worker.dispatch.parts": CrashPoint("the parts that the carrier took are recorded", "the whole's outcome is"),
     "worker.dispatch.halved": CrashPoint("a chunk is replaced by its two halves", "the halves are claimed"),
+    "worker.dispatch.split": CrashPoint("a chunk is replaced by parts for a call each", "the parts are claimed"),
     "worker.dispatch.refrozen": CrashPoint("the cost centre has frozen once more", "the new freeze is recorded"),
     "worker.dispatch.reordered": CrashPoint("the new freeze is recorded", "it is paid from"),
     # What is owed to the cost centre.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import structlog
 
@@ -10,7 +11,6 @@ from smsgateway.carriers.base import CallOutcome, Verdict
 from workers.breaker import Breaker, Permit, Rules, State
 from workers.metrics import CARRIER_CIRCUIT, CARRIER_CIRCUIT_OPENED, CARRIER_PAUSED
 from workers.settings import Settings
-from workers.stopping import StopSignal
 
 log = structlog.get_logger(__name__)
 
@@ -18,8 +18,6 @@ _GAUGE = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 CARRIER_WORKS = "works"
 """What `AccountGate.state` says of an account that is called."""
 _WORDS = {State.CLOSED: CARRIER_WORKS, State.HALF_OPEN: "is tried", State.OPEN: "rests"}
-# How long a waiter sleeps at most before it looks again whether calls may start.
-_LOOK_SECONDS = 1.0
 
 
 class AccountGate:
@@ -54,24 +52,17 @@ class AccountGate:
         """Whether the carrier has stopped the account, and has taken no call since."""
         return self._stopped
 
+    def wait_seconds(self) -> float:
+        """How long to wait before a call is worth a try; 0: now."""
+        return self._breaker.wait_seconds(time.monotonic())
+
     @property
     def state(self) -> str:
         """For operators: works, rests, is tried (after a rest)."""
         return "is stopped" if self._stopped else _WORDS[self._breaker.state]
 
-    async def opened(self, stop: StopSignal, *, until: float) -> bool:
-        """Wait until calls may start; False when a moment of the monotonic clock has come before.
-
-        Raises `Stopping` when the worker stops.
-        """
-        while (left := self._breaker.wait_seconds(time.monotonic())) > 0:
-            if time.monotonic() >= until:
-                return False
-            await stop.sleep(min(left, _LOOK_SECONDS))
-        return True
-
     def enter(self) -> Permit | None:
-        """Leave to make one call, answered by one `leave`; None when it must wait (`opened`)."""
+        """Leave to make one call, answered by one `leave`; None when it must wait (`wait_seconds`)."""
         permit = self._breaker.enter(time.monotonic())
         self._tell("")
         return permit
@@ -88,10 +79,16 @@ class AccountGate:
         self._breaker.leave(permit, now, good=not (outcome.unreachable or outcome.verdict is Verdict.UNKNOWN))
         self._tell(outcome.detail)
 
+    def forget(self) -> None:
+        """The account is gone: nothing is told of it any more."""
+        for gauge in (CARRIER_PAUSED, CARRIER_CIRCUIT):
+            with suppress(KeyError):
+                gauge.remove(self._account)
+
     def _stop(self, now: float, outcome: CallOutcome) -> None:
         if not self._stopped or self._breaker.state is State.HALF_OPEN:
             log.error(
-                "CARRIER ACCOUNT STOPPED: nothing is sent until the carrier takes calls again; its operator must act",
+                "CARRIER ACCOUNT STOPPED: it sends nothing until the carrier takes calls again; its operator must act",
                 account=self._account,
                 code=outcome.code,
                 detail=outcome.detail,

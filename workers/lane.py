@@ -57,6 +57,7 @@ class Lane:
             in_hand_max=settings.single_in_hand_max if single else settings.batch_in_hand_max,
             reserve=8 * quantum,
         )
+        sender.hand = self
         self._ids_in_hand: set[tuple[int, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_since: dict[Queue, float] = {}
@@ -87,6 +88,19 @@ class Lane:
         elif not self._leases.want(queue, freed=freed):
             return
         self.wake.set()
+
+    def put_aside(self, queue: Queue, *, others_may_pass: bool) -> bool:
+        """See `workers.sender.Hand`."""
+        aside = self._turns.put_aside(queue, others_may_pass=others_may_pass)
+        if aside and self._turns.waiting:
+            self.wake.set()
+        return aside
+
+    def take_up(self, queue: Queue) -> None:
+        """See `workers.sender.Hand`."""
+        self._turns.take_up(queue)
+        if self._turns.waiting:
+            self.wake.set()
 
     async def step(self) -> bool:
         """One turn; True when there is more to do at once."""

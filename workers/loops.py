@@ -61,6 +61,14 @@ class Loops:
         loop.task = asyncio.create_task(self._run(loop), name=name)
         return loop
 
+    async def remove(self, loop: Loop) -> None:
+        """End one loop in the middle of its turn; no sign of life is due from it any more."""
+        self._loops.remove(loop)
+        if loop.task is not None:
+            loop.task.cancel()
+            await asyncio.gather(loop.task, return_exceptions=True)
+        loop.heartbeat.rest()
+
     async def stop(self, seconds: float) -> None:
         """Let every loop finish its turn, at most so long; then cancel what is left."""
         self._stopping.set()

@@ -39,6 +39,12 @@ CARRIER_CIRCUIT_OPENED = Counter(
     "smsbill_carrier_circuit_opened", "Times that an account was laid to rest because calls failed", ["account"],
     registry=REGISTRY,
 )  # fmt: skip
+CARRIER_BALANCE = Gauge(
+    "smsbill_carrier_balance", "Segments left at the carrier when one worker last asked", ["account"], registry=REGISTRY
+)
+CARRIER_BALANCE_LOW = Gauge(
+    "smsbill_carrier_balance_low", "1 while that is below the account's alert", ["account"], registry=REGISTRY
+)
 STAGE_SECONDS = Histogram(
     "smsbill_worker_stage_seconds",
     "Time of a group in a stage: claim, pay, mark, settle, acknowledge, receipts, outbox",
@@ -76,7 +82,9 @@ LEASES = Gauge("smsbill_worker_leases", "Queues that this worker holds", ["type"
 IN_HAND = Gauge("smsbill_worker_in_hand", "Messages or chunks in hand", ["type", "mode"], registry=REGISTRY)
 RETRIES = Counter(
     "smsbill_retries",
-    "Things tried again: carrier, stopped (account), late (call not started), pay, database, error, outbox, receipt",
+    "Things tried again: carrier, stopped (account), failover (at once, by another account), busy (an account at its "
+    "limit, another is taken), crowded (too many wait for an account), late (call not started), pay, database, error, "
+    "outbox, receipt",
     ["what"],
     registry=REGISTRY,
 )

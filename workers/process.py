@@ -6,8 +6,9 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from functools import partial
+from functools import cache, partial
 
 import structlog
 from redis.asyncio import Redis
@@ -30,9 +31,10 @@ from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.replies_intake import ReplyIntake
 from smsgateway.schema import Mode
 from smsgateway.settling import MessageSettler
-from workers.account import AccountGate
+from workers.accounts import Account, Accounts, connections_of
+from workers.balance import BalanceWatch
 from workers.lane import Lane
-from workers.loops import OUTAGES, Loops
+from workers.loops import OUTAGES, Loop, Loops
 from workers.metrics import TYPE_NAMES
 from workers.notices import Notices
 from workers.outbox_relay import OutboxRelay
@@ -74,8 +76,13 @@ class WorkerProcess:
         # No colon: it stands before one in a lease. Random, because a restarted worker is another one.
         self.worker_id = f"w{os.getpid()}-{secrets.token_hex(6)}"
         self._relay: OutboxRelay | None = None
-        self._pullers: list[ReceiptPuller | ReplyPuller] = []
-        self._account: AccountGate | None = None
+        # Of each account: what pulls its receipts and replies.
+        self._pullers: dict[Account, list[tuple[ReceiptPuller | ReplyPuller, Loop]]] = {}
+        self._receivers: dict[Account, tuple[ReceiptReceiver, Loop]] = {}
+        self._accounts: Accounts | None = None
+        # What is begun with the first account, and what is needed once an account gives receipts or replies to workers.
+        self._begin_lanes: Callable[[], None] | None = None
+        self._intakes: Callable[[], tuple[Database, ReceiptIntake, ReplyIntake]] | None = None
         self.http_port = 0
 
     @property
@@ -92,7 +99,7 @@ class WorkerProcess:
         except BaseException:
             self._stop.set()
             await self._loops.stop(0)
-            for puller in self._pullers:
+            for puller in self._all_pullers():
                 # It may have taken what nobody can ask for again.
                 with suppress(*OUTAGES):
                     async with asyncio.timeout(self._settings.drain_seconds):
@@ -110,7 +117,7 @@ class WorkerProcess:
         await self._loops.stop(min(self._settings.drain_seconds * _DRAIN_LOOPS, deadline - time.monotonic()))
         try:
             async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
-                closing = [puller.close() for puller in self._pullers]
+                closing = [puller.close() for puller in self._all_pullers()]
                 await asyncio.gather(*closing, *(lane.give_back() for lane in self._lanes.values()))
                 while self._relay is not None and self._relay.waiting:
                     await self._relay.send_offered()
@@ -146,8 +153,7 @@ class WorkerProcess:
         carrier = self._carrier or self._configured_carrier()
         if carrier is not None:
             stack.push_async_callback(carrier.aclose)
-        self._begin(database, redis, waiting, ledger, carrier)
-        gate = self._account
+        accounts = await self._begin(database, redis, waiting, ledger, carrier)
         http = HttpServer(
             Starlette(
                 routes=observability_routes(
@@ -158,7 +164,7 @@ class WorkerProcess:
                         "costcenter": ledger.reachable,
                     },
                     self._watchdog,
-                    notes={} if gate is None else {"carrier": lambda: gate.state},
+                    notes={"carrier": lambda: accounts.state},
                 )
             ),
             settings.worker_http_address,
@@ -170,21 +176,55 @@ class WorkerProcess:
         self.http_port = http.port
         log.info("worker works", worker=self.worker_id, http_port=self.http_port)
 
-    def _begin(
+    async def _begin(
         self, database: Database, redis: Redis, waiting: Redis, ledger: LedgerClient, carrier: Carrier | None
-    ) -> None:
+    ) -> Accounts:
         settings = self._settings
         queues = Queues(redis, receipt_streams=settings.receipt_streams)
         identifiers = IdentifierSource()
         self._relay = relay = OutboxRelay(database, ledger, settings)
         settlement = Settlement(database, relay, identifiers, hold_seconds=settings.outbox_hold_seconds)
-        if carrier is None:
-            log.warning(
-                f"no carrier account: set SMSBILL_{settings.carrier.upper()}_*; until then messages stay queued"
-            )
-        else:
-            self._add_lanes(database, queues, ledger, carrier, settlement, identifiers)
+        dispatch_queue = DispatchQueue(
+            database,
+            queues,
+            settings,
+            self._watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
+        )
+        self._stack.push_async_callback(dispatch_queue.close)
+        self._accounts = accounts = Accounts(
+            database,
+            redis,
+            settings,
+            worker=self.worker_id,
+            default=carrier,
+            connections_max=connections_of(settings),
+            opened=self._account_opened,
+            closing=self._account_closing,
+        )
+        self._stack.push_async_callback(accounts.close)
+
+        def begin_lanes() -> None:
+            self._add_lanes(database, queues, ledger, accounts, settlement, identifiers)
             self._add_notices(waiting, queues)
+
+        def make_intakes() -> tuple[Database, ReceiptIntake, ReplyIntake]:
+            intake = ReceiptIntake(database, dispatch_queue, identifiers, settings, self._watchdog)
+            self._stack.push_async_callback(intake.close)
+            replies = ReplyIntake(database, identifiers, settings, self._watchdog)
+            self._stack.push_async_callback(replies.close)
+            return database, intake, replies
+
+        self._begin_lanes = begin_lanes
+        self._intakes = cache(make_intakes)
+        self._stack.push_async_callback(self._close_receivers)
+        if await accounts.begin() and not accounts.all:
+            log.warning(
+                f"no carrier account: set SMSBILL_{settings.carrier.upper()}_*, or `smsbill carrier put`; until then "
+                "messages stay queued"
+            )
+        self._loops.add("carrier-accounts", accounts.step, interval_seconds=settings.routing_poll_seconds)
+        balance = BalanceWatch(accounts, database, queues, self.worker_id, settings)
+        self._loops.add("carrier-balance", balance.step, interval_seconds=settings.balance_seconds)
         self._add_outbox(relay)
         self._add_webhooks(database)
         receipts = ReceiptConsumer(
@@ -198,26 +238,6 @@ class WorkerProcess:
         for number in range(settings.receipt_streams):
             self._loops.add(f"receipts-{number}", partial(receipts.step, number), interval_seconds=0.1)
         self._add_jobs(ledger)
-        dispatch_queue = DispatchQueue(
-            database,
-            queues,
-            settings,
-            self._watchdog.heartbeat("stream-entries", interval_seconds=settings.stream_entry_seconds),
-        )
-        self._stack.push_async_callback(dispatch_queue.close)
-        pulls = settings.receipt_pull and carrier is not None and carrier.limits.max_pull > 0
-        if carrier is not None and (pulls or isinstance(carrier, ReceivingCarrier)):
-            intake = ReceiptIntake(database, dispatch_queue, identifiers, settings, self._watchdog)
-            self._stack.push_async_callback(intake.close)
-            if pulls:
-                self._add_puller(carrier, database, intake)
-        if carrier is not None:
-            replies = ReplyIntake(database, identifiers, settings, self._watchdog)
-            self._stack.push_async_callback(replies.close)
-            if settings.reply_pull and carrier.limits.max_pull_replies > 0:
-                self._add_reply_puller(carrier, database, replies)
-            if isinstance(carrier, ReceivingCarrier):
-                self._add_receiver(carrier, intake, replies)
         self._add_sweepers(
             Sweepers(
                 database=database,
@@ -233,23 +253,27 @@ class WorkerProcess:
                     settings,
                 ),
                 worker=self.worker_id,
-                call_seconds=carrier.limits.call_timeout_s if carrier is not None else 60,
-                pulled=carrier.account_id if pulls and carrier is not None else None,
+                call_seconds=lambda: accounts.call_seconds,
+                pulled=lambda: [
+                    account.account_id
+                    for account, pullers in self._pullers.items()
+                    if any(isinstance(puller, ReceiptPuller) for puller, _ in pullers)
+                ],
                 settings=settings,
             )
         )
+        return accounts
 
     def _add_lanes(
         self,
         database: Database,
         queues: Queues,
         ledger: LedgerClient,
-        carrier: Carrier,
+        accounts: Accounts,
         settlement: Settlement,
         identifiers: IdentifierSource,
     ) -> None:
         settings = self._settings
-        self._account = account = AccountGate(carrier.account_id, settings)
         for sms_type, type_name in TYPE_NAMES.items():
             for mode in Mode:
                 sender = Sender(
@@ -257,10 +281,9 @@ class WorkerProcess:
                     mode=mode,
                     database=database,
                     ledger=ledger,
-                    carrier=carrier,
+                    accounts=accounts,
                     settlement=settlement,
                     identifiers=identifiers,
-                    account=account,
                     stop=self._stop,
                     settings=settings,
                 )
@@ -282,20 +305,57 @@ class WorkerProcess:
                 )
         self._loops.add("leases", self._renew, interval_seconds=settings.lease_seconds / 3)
 
-    def _add_puller(self, carrier: Carrier, database: Database, intake: ReceiptIntake) -> None:
-        puller = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
-        self._pullers.append(puller)
-        self._loops.add("receipt-pull", puller.step, interval_seconds=self._settings.receipt_pull_seconds)
+    def _all_pullers(self) -> list[ReceiptPuller | ReplyPuller]:
+        return [puller for pullers in self._pullers.values() for puller, _ in pullers]
 
-    def _add_reply_puller(self, carrier: Carrier, database: Database, intake: ReplyIntake) -> None:
-        puller = ReplyPuller(carrier, database, intake, self.worker_id, self._stop, self._settings)
-        self._pullers.append(puller)
-        self._loops.add("reply-pull", puller.step, interval_seconds=self._settings.reply_pull_seconds)
+    def _account_opened(self, account: Account) -> None:
+        """An account is there: what it gives to workers is taken, and with the first of all the lanes begin."""
+        settings, carrier = self._settings, account.carrier
+        if self._stop.is_set:
+            return
+        if self._begin_lanes is not None:
+            self._begin_lanes()
+            self._begin_lanes = None
+        assert self._intakes is not None
+        # The environment's has the plain name, as ever.
+        suffix = f"-{account.account_id}" if account.version else ""
+        pullers: list[tuple[ReceiptPuller | ReplyPuller, Loop]] = []
+        if settings.receipt_pull and carrier.limits.max_pull > 0:
+            database, intake, _ = self._intakes()
+            receipts = ReceiptPuller(carrier, database, intake, self.worker_id, self._stop, settings)
+            seconds = settings.receipt_pull_seconds
+            pullers.append(
+                (receipts, self._loops.add(f"receipt-pull{suffix}", receipts.step, interval_seconds=seconds))
+            )
+        if settings.reply_pull and carrier.limits.max_pull_replies > 0:
+            database, _, intake_of_replies = self._intakes()
+            replies = ReplyPuller(carrier, database, intake_of_replies, self.worker_id, self._stop, settings)
+            seconds = settings.reply_pull_seconds
+            pullers.append((replies, self._loops.add(f"reply-pull{suffix}", replies.step, interval_seconds=seconds)))
+        if pullers:
+            self._pullers[account] = pullers
+        if isinstance(carrier, ReceivingCarrier):
+            _, intake, intake_of_replies = self._intakes()
+            receiver = ReceiptReceiver(carrier, intake, intake_of_replies, account.kind)
+            loop = self._loops.add(f"receipt-receive{suffix}", receiver.step, interval_seconds=RECEIVER_LOOK_SECONDS)
+            self._receivers[account] = (receiver, loop)
 
-    def _add_receiver(self, carrier: ReceivingCarrier, intake: ReceiptIntake, replies: ReplyIntake) -> None:
-        receiver = ReceiptReceiver(carrier, intake, replies, self._settings.carrier)
-        self._stack.push_async_callback(receiver.close)
-        self._loops.add("receipt-receive", receiver.step, interval_seconds=RECEIVER_LOOK_SECONDS)
+    async def _account_closing(self, account: Account) -> None:
+        """An account is going: its receipts and replies are not taken any more."""
+        received = self._receivers.pop(account, None)
+        if received is not None:
+            receiver, loop = received
+            await self._loops.remove(loop)
+            await receiver.close()
+        for puller, loop in self._pullers.pop(account, []):
+            await self._loops.remove(loop)
+            with suppress(*OUTAGES):
+                async with asyncio.timeout(self._settings.drain_seconds):
+                    await puller.close()
+
+    async def _close_receivers(self) -> None:
+        for receiver, _ in self._receivers.values():
+            await receiver.close()
 
     def _add_notices(self, waiting: Redis, queues: Queues) -> None:
         notices = Notices(
@@ -355,10 +415,8 @@ class WorkerProcess:
         return redis
 
     def _configured_carrier(self) -> Carrier | None:
-        # A connection for every slot: a call that waits for one would be a slot of another type lost.
-        slots = 2 * sum(self._settings.slots(sms_type) for sms_type in TYPE_NAMES)
-        # And two to pull receipts and replies.
-        return carrier_kind(self._settings.carrier).open(self._settings, connections_max=slots + 2)
+        settings = self._settings
+        return carrier_kind(settings.carrier).open(settings, connections_max=connections_of(settings))
 
 
 async def _is_reachable(redis: Redis) -> bool:

@@ -1,4 +1,4 @@
-"""One dispatch from its queue to its outcome: claim → pay → mark → call the carrier → record.
+"""One dispatch from its queue to its outcome: claim → pay → choose the account → mark → call the carrier → record.
 
 Many are under way at once, each a task of its own; every step that touches the database or the cost centre is done for
 all that wait for it in one group. What can go wrong and what then holds is in `smsgateway.store.sending`; in short: a
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NoReturn, Protocol, TypeVar
 
 import structlog
@@ -21,10 +23,11 @@ from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
-from smsgateway.carriers.base import BatchCall, CallOutcome, Carrier, SingleCall, Verdict
+from smsgateway.carriers.base import BatchCall, CallOutcome, SingleCall, Verdict
 from smsgateway.ledger_client import is_outage
 from smsgateway.queues import Queue
 from smsgateway.references import call_id_of
+from smsgateway.routing import Routing
 from smsgateway.schema import Mode
 from smsgateway.store import sending
 from smsgateway.store.sending import (
@@ -37,9 +40,10 @@ from smsgateway.store.sending import (
     Unmark,
     Unmarked,
 )
-from workers.account import AccountGate
+from workers.accounts import Account, Accounts
 from workers.backoff import delay_seconds
 from workers.breaker import Permit
+from workers.limits import LimitClosed
 from workers.loops import OUTAGES
 from workers.metrics import (
     CARRIER_CALLS,
@@ -55,7 +59,7 @@ from workers.metrics import (
 from workers.settings import Settings
 from workers.settlement import Settlement
 from workers.stopping import Stopping, StopSignal
-from workers.turns import Slots, SlotsClosed
+from workers.turns import SlotsClosed
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +79,9 @@ _UNCHARGED = frozenset(
     }
 )
 _FREEZES_ANEW_MAX = 3
+# How long a waiter sleeps at most before it looks again whether an account may be called.
+_LOOK_SECONDS = 1.0
+_NO_WAY = "NO_ROUTE"
 _CLAIM_TO_MARK_TRIES_MAX = 3
 
 
@@ -101,15 +108,59 @@ class _Ended(Exception):  # noqa: N818 - says what happened
 class _Later(Exception):  # noqa: N818 - says what happens
     """The dispatch waits in its queue, not in our hands."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, wayless: bool = False) -> None:
         super().__init__()
         self.seconds = seconds
+        self.wayless = wayless
+
+
+class _Apart(Exception):  # noqa: N818 - says what happens
+    """A chunk cannot go in one call: its numbers have different ways, or there are too many."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+class Hand(Protocol):
+    """Whoever counts what is in hand (`workers.lane.Lane`)."""
+
+    def put_aside(self, queue: Queue, *, others_may_pass: bool) -> bool:
+        """An entry waits for its account and counts no more as in hand; False when too many do."""
+
+    def take_up(self, queue: Queue) -> None:
+        """An entry that was put aside goes on."""
+
+
+class _Place:
+    """The place of an entry in its queue and in hand. All parts of a chunk share it: it is aside while one waits."""
+
+    def __init__(self, queue: Queue, hand: Hand | None) -> None:
+        self.queue = queue
+        self._hand = hand
+        self._waiting = 0
+
+    def put_aside(self, *, others_may_pass: bool) -> bool:
+        if self._hand is None:
+            return True
+        if not self._waiting and not self._hand.put_aside(self.queue, others_may_pass=others_may_pass):
+            return False
+        self._waiting += 1
+        return True
+
+    def take_up(self) -> None:
+        if self._hand is None:
+            return
+        self._waiting -= 1
+        if not self._waiting:
+            self._hand.take_up(self.queue)
 
 
 @dataclass(slots=True)
 class _Progress:
     """How far a dispatch in hand is. `tried`: a payment may exist; `valid_until`: not to be sent from this moment of
-    the monotonic clock on, None: for ever.
+    the monotonic clock on, None: for ever; `routing` that its `order` of accounts comes from; `refused` accounts that
+    did not accept it in this round, `asked` the longest wait that they asked for.
     """
 
     claimed: Claimed
@@ -118,6 +169,10 @@ class _Progress:
     tried: bool
     valid_until: float | None = None
     pauses: int = field(default=0)
+    routing: Routing | None = field(default=None)
+    order: Sequence[str] = field(default=())
+    refused: set[str] = field(default_factory=set)
+    asked: float = field(default=0.0)
 
     @property
     def is_over(self) -> bool:
@@ -128,6 +183,23 @@ class _Progress:
     def call_id(self) -> str:
         """The id of the call that comes next: one for each mark."""
         return call_id_of(self.claimed.dispatch_id, self.attempts)
+
+
+@dataclass(slots=True)
+class _Leave:
+    """Leave to make one call of an account: what is held for as long as it lasts, and what it takes of rates."""
+
+    account: Account
+    permit: Permit
+    held: ExitStack
+    tokens: ExitStack
+
+    def end(self, outcome: CallOutcome | None) -> None:
+        """What became of the call; None: it was not made."""
+        self.account.gate.leave(self.permit, outcome)
+        self.held.close()
+        if outcome is None:
+            self.tokens.close()
 
 
 def freeze_id_of(dispatch_id: str, order_no: str) -> str:
@@ -148,10 +220,9 @@ class Sender:
         mode: Mode,
         database: Database,
         ledger: PayLedger,
-        carrier: Carrier,
+        accounts: Accounts,
         settlement: Settlement,
         identifiers: IdentifierSource,
-        account: AccountGate,
         stop: StopSignal,
         settings: Settings,
     ) -> None:
@@ -159,19 +230,18 @@ class Sender:
         self._mode = mode
         self._database = database
         self._ledger = ledger
-        self._carrier = carrier
+        self._accounts = accounts
         self._settlement = settlement
         self._identifiers = identifiers
-        self._account = account
         self._stop = stop
         self._settings = settings
-        self._slots: Slots[Queue] = Slots(settings.slots(sms_type))
+        self.hand: Hand | None = None
         self._labels = (TYPE_NAMES[sms_type], MODE_NAMES[mode])
         self._queue_seconds = QUEUE_SECONDS.labels(*self._labels)
-        self._call_seconds = CARRIER_SECONDS.labels(carrier.account_id, MODE_NAMES[mode])
         single = mode is Mode.SINGLE
         # Statements about chunks touch their messages, so fewer of them go together.
-        chunk_messages = min(settings.batch_chunk_messages, carrier.limits.max_batch)
+        largest = max((each.carrier.limits.max_batch for each in accounts.all), default=settings.batch_chunk_messages)
+        chunk_messages = min(settings.batch_chunk_messages, largest)
         chunks = min(settings.stage_group_max, max(1, settings.stage_messages_max // chunk_messages))
         settled_max = settings.stage_group_max if single else chunks
 
@@ -205,7 +275,7 @@ class Sender:
 
     def close_slots(self) -> None:
         """Start no call any more."""
-        self._slots.close()
+        self._accounts.halt()
 
     async def send(self, queue: Queue, epoch: int, dispatch_id: str) -> bool:
         """Take a dispatch to its end. Returns whether its entry is done with; False leaves it to the queue's next
@@ -223,9 +293,9 @@ class Sender:
             return True
         reach("worker.dispatch.claimed")
         self._queue_seconds.observe(max(0.0, time.time() - claimed.created_at.timestamp()))
-        return await self._finish(queue, claimed)
+        return await self._finish(_Place(queue, self.hand), claimed)
 
-    async def _finish(self, queue: Queue, claimed: Claimed) -> bool:
+    async def _finish(self, place: _Place, claimed: Claimed) -> bool:
         """Take a claimed dispatch to its end, or give it back."""
         structlog.contextvars.bind_contextvars(request_id=claimed.request_id, dispatch_id=claimed.dispatch_id)
         progress = _Progress(
@@ -236,67 +306,240 @@ class Sender:
             None if claimed.valid_seconds is None else time.monotonic() + claimed.valid_seconds,
         )
         try:
-            await self._carry(queue, progress)
+            await self._carry(place, progress)
         except (_Lost, _Ended):
             return True
         except (Stopping, SlotsClosed):
             await self._give_back(progress, 0)
             return False
         except _Later as later:
-            return await self._give_back(progress, later.seconds)
+            return await self._give_back(progress, later.seconds, wayless=later.wayless)
         except Exception as error:
             return await self._put_off(progress, error)
         return True
 
-    async def _carry(self, queue: Queue, progress: _Progress) -> None:
+    async def _carry(self, place: _Place, progress: _Progress) -> None:
         assert len(progress.claimed.mobiles) == progress.claimed.messages, "a dispatch has the messages that it counts"
-        if progress.claimed.messages > self._carrier.limits.max_batch:
-            await self._halve(queue, progress, None)
-            return
-        if progress.is_over and not progress.tried:
-            await self._fail_over(progress)
-        if progress.claimed.night_seconds:
-            # Its number sleeps by now: a backlog has brought it here.
-            raise _Later(progress.claimed.night_seconds)
-        # What may have been paid for is asked for its payment first, so that it is refunded and not released.
-        await self._pay(progress)
-        reach("worker.dispatch.paid")
-        while True:
-            permit = await self._admitted(queue, progress)
-            outcome = None
-            try:
-                if progress.is_over:
-                    await self._fail_over(progress)
-                call_id, outcome = await self._submit(progress)
-            finally:
-                self._account.leave(permit, outcome)
-                self._slots.release()
-            if outcome is not None and await self._settle(queue, progress, call_id, outcome):
-                return
+        try:
+            if progress.is_over and not progress.tried:
+                await self._fail_out_of_time(progress)
+            if progress.claimed.night_seconds:
+                # Its number sleeps by now: a backlog has brought it here.
+                raise _Later(progress.claimed.night_seconds)
+            # Before anything is paid: who has no way can be cancelled, and parts pay for themselves.
+            await self._find_way(place, progress)
+            # What may have been paid for is asked for its payment first, so that it is refunded and not released.
+            await self._pay(progress)
+            reach("worker.dispatch.paid")
+            while True:
+                leave = await self._admitted(place, progress)
+                outcome = None
+                try:
+                    if progress.is_over:
+                        await self._fail_out_of_time(progress)
+                    call_id, outcome = await self._submit(progress, leave.account)
+                finally:
+                    leave.end(outcome)
+                if outcome is not None and await self._settle(place, progress, call_id, outcome, leave.account):
+                    return
+        except _Apart as apart:
+            await self._split(place, progress, apart.parts)
 
-    async def _admitted(self, queue: Queue, progress: _Progress) -> Permit:
-        """A slot and the account's leave to call. While the account rests the dispatch waits, claimed and paid, for as
-        long as what is refused for now is tried again; then it fails.
+    # Choose the account.
+
+    async def _find_way(self, place: _Place, progress: _Progress) -> None:
+        """Wait until there is an account that may be called, one that rests included, and see that the dispatch fits
+        into one call of the first.
+        """
+        accounts = self._usable(progress)
+        if not accounts:
+            await self._wait_for_way(place, progress)
+            accounts = self._usable(progress)
+        if accounts:
+            self._check_size(progress, accounts[0])
+
+    async def _wait_for_way(self, place: _Place, progress: _Progress) -> None:
+        """Wait for a usable account. Raises `_Later` when it takes long, and fails the dispatch after the time that an
+        outcome has, or when it is over. Returns without one where it must be asked for its payment before it may fail.
+        """
+        settings, claimed = self._settings, progress.claimed
+        asked = progress.payment_no is not None or not progress.tried
+        if claimed.retrying_seconds >= settings.outcome_hours * 3_600:
+            if not asked:
+                return
+            await self._fail_not_accepted(progress, _NO_WAY, "no carrier account could be called")
+        until = time.monotonic() + settings.carrier_retry_seconds
+        with self._aside(place, progress):
+            while not self._usable(progress):
+                if progress.is_over:
+                    if not asked:
+                        return
+                    await self._fail_out_of_time(progress)
+                if time.monotonic() >= until:
+                    raise _Later(settings.hold_seconds, wayless=True)
+                await self._stop.sleep(min(_LOOK_SECONDS, settings.routing_poll_seconds))
+
+    def _usable(self, progress: _Progress) -> list[Account]:
+        """The accounts that the dispatch may take, in order, whether they rest or not. Raises `_Apart` for a chunk
+        whose numbers have different ways.
+        """
+        routing, claimed = self._accounts.routing, progress.claimed
+        if progress.routing is not routing:
+            # Rules may have changed since.
+            parts = routing.parts(claimed.brand_id, claimed.sms_type, claimed.mobiles)
+            if len(parts) > 1:
+                raise _Apart([mobiles for _, mobiles in parts])
+            progress.routing, progress.order = routing, parts[0][0].order(claimed.dispatch_id)
+        return self._accounts.usable(progress.order)[: self._settings.failover_accounts_max]
+
+    def _check_size(self, progress: _Progress, account: Account) -> None:
+        """Raise `_Apart` for a chunk that is more than one call of an account, or of a limit of the brand, may hold."""
+        claimed = progress.claimed
+        if claimed.messages == 1:
+            return
+        most = min(
+            account.messages_max,
+            *(limit.burst for limit in self._accounts.limits_of(claimed.brand_id, claimed.sms_type)),
+            claimed.messages,
+        )
+        if claimed.messages > most:
+            raise _Apart([claimed.mobiles[at : at + most] for at in range(0, claimed.messages, most)])
+
+    async def _admitted(self, place: _Place, progress: _Progress) -> _Leave:
+        """Leave to call the first account that may be called. While all rest the dispatch waits, claimed and paid, for
+        as long as what is refused for now is tried again; then it fails.
         """
         settings, since = self._settings, time.monotonic()
         while True:
-            stopped = self._account.is_stopped
-            patience = settings.outcome_hours * 3_600 if stopped else settings.carrier_retry_seconds
-            until = since + patience
-            if progress.valid_until is not None:
-                until = min(until, progress.valid_until)
-            # Looked at anew after a rest at most: meanwhile the carrier may have stopped the account.
-            if not await self._account.opened(self._stop, until=until):
-                if progress.is_over:
-                    await self._fail_over(progress)
-                if stopped == self._account.is_stopped:
-                    await self._fail_not_accepted(progress, "", "the carrier could not be called")
+            self._stop.check()
+            if progress.is_over:
+                await self._fail_out_of_time(progress)
+            accounts = self._usable(progress)
+            if not accounts:
+                await self._wait_for_way(place, progress)
                 continue
-            await self._slots.acquire(queue)
-            permit = self._account.enter()
-            if permit is not None:
-                return permit
-            self._slots.release()
+            left = [account for account in accounts if account.account_id not in progress.refused]
+            if not left:
+                # All were tried: the first again, and this time for as long as it takes.
+                progress.refused.clear()
+                left = accounts[:1]
+            awake = [account for account in left if account.gate.wait_seconds() <= 0]
+            if not awake:
+                stopped = any(account.gate.is_stopped for account in accounts)
+                patience = settings.outcome_hours * 3_600 if stopped else settings.carrier_retry_seconds
+                if time.monotonic() >= since + patience:
+                    await self._fail_not_accepted(progress, "", "the carrier could not be called")
+                wait = min(account.gate.wait_seconds() for account in left)
+                with self._aside(place, progress):
+                    await self._stop.sleep(min(wait, _LOOK_SECONDS))
+                continue
+            account = awake[0]
+            self._check_size(progress, account)
+            leave = await self._entered(place, progress, account, others=len(awake) > 1)
+            if leave is not None:
+                return leave
+            if len(awake) > 1 and account.gate.wait_seconds() <= 0 and account.is_usable:
+                # Its limits or slots are taken for too long; it comes again when the others have been tried.
+                progress.refused.add(account.account_id)
+                RETRIES.labels("busy").inc()
+
+    async def _entered(self, place: _Place, progress: _Progress, account: Account, *, others: bool) -> _Leave | None:
+        """All that one call of an account needs: what the brand's limits give, a slot, what the account's limits give,
+        and its gate's leave. None when it may not be called after all, or, where there are others, not soon enough.
+        """
+        claimed, settings = progress.claimed, self._settings
+        messages, sms_type = claimed.messages, self._sms_type
+        slots = account.slots(sms_type, self._mode)
+        wait = partial(self._wait, place, progress)
+        with ExitStack() as held, ExitStack() as tokens:
+            account.busy += 1
+            held.callback(account.end_call)
+            try:
+                patience = max(settings.carrier_retry_seconds, settings.hold_seconds)
+                # A brand's own limit is no reason to take another account.
+                for limit in self._accounts.limits_of(claimed.brand_id, sms_type):
+                    if not limit.try_acquire(messages):
+                        await wait(partial(limit.acquire, messages, sms_type), patience)
+                    tokens.callback(limit.give_back, messages)
+                until = time.monotonic() + (settings.failover_wait_seconds if others else patience)
+                if not slots.try_acquire():
+                    await wait(partial(slots.acquire, place.queue), until - time.monotonic())
+                held.callback(slots.release)
+                if messages > account.messages_max:
+                    # Its limit is another since it was looked at.
+                    return None
+                rate, calls = account.rate, account.calls
+                if rate is not None:
+                    if not rate.try_acquire(messages):
+                        await wait(partial(rate.acquire, messages, sms_type), until - time.monotonic())
+                    tokens.callback(rate.give_back, messages)
+                if calls is not None:
+                    if not calls.try_acquire():
+                        await wait(partial(calls.acquire, sms_type), until - time.monotonic())
+                    held.callback(calls.release)
+            except TimeoutError:
+                if not others:
+                    raise _Later(settings.hold_seconds) from None
+                return None
+            except (LimitClosed, SlotsClosed):
+                # The account is another by now, or the worker stops.
+                self._stop.check()
+                return None
+            permit = account.gate.enter() if account.is_usable else None
+            if permit is None:
+                return None
+            return _Leave(account, permit, held.pop_all(), tokens.pop_all())
+
+    async def _wait(
+        self, place: _Place, progress: _Progress, what: Callable[[], Awaitable[None]], seconds: float
+    ) -> None:
+        """Wait for what others have to give. Raises `TimeoutError`."""
+        with self._aside(place, progress):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await what()
+
+    @contextmanager
+    def _aside(self, place: _Place, progress: _Progress) -> Iterator[None]:
+        """Within the block the entry does not count as in hand, so that those who need not wait for the same go on.
+
+        Raises `_Later` when too many are aside.
+        """
+        if self._accounts.is_alone:
+            yield
+            return
+        claimed = progress.claimed
+        others_may_pass = self._accounts.routing.depends_on_numbers(claimed.brand_id, claimed.sms_type)
+        if not place.put_aside(others_may_pass=others_may_pass):
+            RETRIES.labels("crowded").inc()
+            raise _Later(self._settings.hold_seconds)
+        try:
+            yield
+        finally:
+            place.take_up()
+
+    async def _split(self, place: _Place, progress: _Progress, parts: Sequence[Sequence[str]]) -> None:
+        """Replace a chunk by parts that each fit into a call, of the same payment if there is one, and take all of them
+        to their end.
+        """
+        claimed = progress.claimed
+        now_ms = time.time_ns() // 1_000_000
+        by_id = {self._identifiers.new(claimed.brand_id, now_ms): mobiles for mobiles in parts}
+
+        async def split(_again: bool) -> None:
+            async with self._database.connection() as connection:
+                await sending.split(
+                    connection,
+                    claimed.brand_id,
+                    claimed.dispatch_id,
+                    by_id,
+                    epoch=claimed.epoch,
+                    payment_no=progress.payment_no,
+                )
+
+        await self._insist("split", split, patient=True)
+        reach("worker.dispatch.split")
+        log.info("chunk split", messages=claimed.messages, parts=len(by_id))
+        await asyncio.gather(*(self._send_half(place, claimed, part) for part in by_id))
 
     # Claim.
 
@@ -398,10 +641,10 @@ class Sender:
 
     # Mark and call.
 
-    async def _submit(self, progress: _Progress) -> tuple[str, CallOutcome | None]:
+    async def _submit(self, progress: _Progress, account: Account) -> tuple[str, CallOutcome | None]:
         """Mark and call. Without an outcome the call was not started and the dispatch is claimed again."""
         started = time.monotonic()
-        call_id = await self._mark(progress)
+        call_id = await self._mark(progress, account)
         if time.monotonic() - started > self._settings.submit_start_seconds:
             # Whoever looks for overdue calls may have given this one up.
             RETRIES.labels("late").inc()
@@ -411,23 +654,24 @@ class Sender:
             return call_id, None
         reach("worker.dispatch.marked")
         called = time.perf_counter()
-        outcome = await self._call(progress.claimed, call_id)
+        outcome = await self._call(account, progress.claimed, call_id)
         reach("worker.dispatch.answered")
-        self._call_seconds.observe(time.perf_counter() - called)
-        CARRIER_CALLS.labels(self._carrier.account_id, self._labels[1], outcome.verdict.value).inc()
+        CARRIER_SECONDS.labels(account.account_id, self._labels[1]).observe(time.perf_counter() - called)
+        CARRIER_CALLS.labels(account.account_id, self._labels[1], outcome.verdict.value).inc()
         return call_id, outcome
 
-    async def _call(self, claimed: Claimed, call_id: str) -> CallOutcome:
+    async def _call(self, account: Account, claimed: Claimed, call_id: str) -> CallOutcome:
+        carrier = account.carrier
         try:
             if self._mode is Mode.SINGLE:
-                return await self._carrier.send_single(SingleCall(call_id, claimed.mobiles[0], claimed.text))
-            return await self._carrier.send_batch(BatchCall(call_id, claimed.mobiles, claimed.text))
+                return await carrier.send_single(SingleCall(call_id, claimed.mobiles[0], claimed.text))
+            return await carrier.send_batch(BatchCall(call_id, claimed.mobiles, claimed.text))
         except Exception:
             # A carrier does not raise; should one do, the call may have been made.
             log.exception("carrier adapter failed", call_id=call_id)
             return CallOutcome(Verdict.UNKNOWN, detail="error of the carrier's adapter")
 
-    async def _mark(self, progress: _Progress) -> str:
+    async def _mark(self, progress: _Progress, account: Account) -> str:
         """Mark a dispatch as being submitted; return the id of its call. Raises `_Lost` when it is not ours."""
         claimed = progress.claimed
         failures = tries = 0
@@ -439,7 +683,7 @@ class Sender:
                 claimed.dispatch_id,
                 claimed.epoch,
                 progress.payment_no,
-                self._carrier.account_id,
+                account.account_id,
                 call_id,
             )
             try:
@@ -480,23 +724,25 @@ class Sender:
 
     # Settle.
 
-    async def _settle(self, queue: Queue, progress: _Progress, call_id: str, outcome: CallOutcome) -> bool:
+    async def _settle(
+        self, place: _Place, progress: _Progress, call_id: str, outcome: CallOutcome, account: Account
+    ) -> bool:
         """Record what became of a call; False when it is to be made again."""
         verdict = outcome.verdict
         claimed = progress.claimed
         if outcome.part_ids and verdict is not Verdict.ACCEPTED:
-            await self._record_parts(claimed, outcome)
+            await self._record_parts(claimed, outcome, account)
         if verdict is Verdict.ACCEPTED:
             await self._accept(progress, call_id, outcome)
         elif verdict is Verdict.UNKNOWN:
             await self._set_unknown(claimed, call_id, outcome)
         elif verdict is Verdict.BAD_NUMBER and claimed.messages > 1:
-            await self._halve(queue, progress, call_id)
+            await self._halve(place, progress, call_id)
         elif verdict in (Verdict.REFUSED, Verdict.BAD_NUMBER):
             log.info("refused by the carrier", code=outcome.code, messages=claimed.messages)
             await self._fail(_failure(claimed, call_id, outcome), claimed.messages)
         else:
-            await self._again(progress, call_id, outcome)
+            await self._again(progress, call_id, outcome, account)
             return False
         return True
 
@@ -520,13 +766,13 @@ class Sender:
         if ours:
             RESULTS.labels(self._labels[0], "sent").inc(claimed.messages)
 
-    async def _record_parts(self, claimed: Claimed, outcome: CallOutcome) -> None:
+    async def _record_parts(self, claimed: Claimed, outcome: CallOutcome, account: Account) -> None:
         """Parts of a message were taken: known before it is recorded that it as a whole was not, or perhaps not."""
 
         async def record(_again: bool) -> None:
             async with self._database.connection() as connection:
                 await sending.record_parts(
-                    connection, claimed.brand_id, claimed.dispatch_id, self._carrier.account_id, outcome.part_ids
+                    connection, claimed.brand_id, claimed.dispatch_id, account.account_id, outcome.part_ids
                 )
 
         await self._insist("parts", record, patient=True)
@@ -545,8 +791,10 @@ class Sender:
             RESULTS.labels(self._labels[0], "unknown").inc(claimed.messages)
             log.warning("outcome unknown", call_id=call_id, code=outcome.code, detail=outcome.detail)
 
-    async def _again(self, progress: _Progress, call_id: str, outcome: CallOutcome) -> None:
-        """Claim again what the carrier surely did not accept, and wait; or fail it when it took too long."""
+    async def _again(self, progress: _Progress, call_id: str, outcome: CallOutcome, account: Account) -> None:
+        """Claim again what the carrier surely did not accept, for another account where there is one; else wait, or
+        fail it when it took too long.
+        """
         claimed, settings = progress.claimed, self._settings
         item = Unmark(claimed.brand_id, claimed.dispatch_id, call_id, None, judged=True)
         unmarked = await self._insist("unmark", lambda _: self._unmarks.submit(item), patient=True)
@@ -555,7 +803,15 @@ class Sender:
         reach("worker.dispatch.taken_back")
         progress.attempts = unmarked.attempts
         stopped = outcome.verdict is Verdict.STOP_ACCOUNT
-        asked = outcome.retry_after_s or 0.0
+        progress.refused.add(account.account_id)
+        progress.asked = max(progress.asked, outcome.retry_after_s or 0.0)
+        if self._has_another(progress):
+            RETRIES.labels("failover").inc()
+            log.info("not accepted, another account is tried", account=account.account_id, code=outcome.code)
+            return
+        asked, progress.asked = progress.asked, 0.0
+        # The next round begins with the first account again.
+        progress.refused.clear()
         # A stopped account and closed hours are not the message's fault; it has as long as an outcome may take.
         patience = settings.carrier_retry_seconds
         if stopped or asked > settings.hold_seconds:
@@ -574,8 +830,13 @@ class Sender:
             raise _Later(wait)
         await self._stop.sleep(wait)
 
+    def _has_another(self, progress: _Progress) -> bool:
+        """Whether an account that has not refused the dispatch in this round may be called at once."""
+        order = self._accounts.usable(progress.order)[: self._settings.failover_accounts_max]
+        return any(each.account_id not in progress.refused and each.gate.wait_seconds() <= 0 for each in order)
+
     async def _fail_not_accepted(self, progress: _Progress, code: str, detail: str) -> NoReturn:
-        """Fail what is claimed, paid, and surely was not accepted for too long."""
+        """Fail what is claimed and surely was not accepted for too long; what was paid is refunded, else released."""
         claimed = progress.claimed
         log.warning("not accepted for too long", code=code, detail=detail, attempts=progress.attempts)
         failure = Failure(
@@ -586,11 +847,12 @@ class Sender:
             code or "NOT_ACCEPTED",
             detail,
             progress.payment_no,
+            release=not progress.tried,
         )
         await self._fail(failure, claimed.messages)
         raise _Ended
 
-    async def _fail_over(self, progress: _Progress) -> NoReturn:
+    async def _fail_out_of_time(self, progress: _Progress) -> NoReturn:
         """Fail what is claimed and was not sent within its validity; what was paid is refunded, else released."""
         claimed = progress.claimed
         reach("worker.dispatch.over")
@@ -608,7 +870,7 @@ class Sender:
         await self._fail(failure, claimed.messages)
         raise _Ended
 
-    async def _halve(self, queue: Queue, progress: _Progress, call_id: str | None) -> None:
+    async def _halve(self, place: _Place, progress: _Progress, call_id: str) -> None:
         """Replace a chunk by two halves of the same payment and take both to their end."""
         claimed = progress.claimed
         now_ms = time.time_ns() // 1_000_000
@@ -629,9 +891,9 @@ class Sender:
         await self._insist("halve", halve, patient=True)
         reach("worker.dispatch.halved")
         log.info("chunk halved", messages=claimed.messages, first=first, second=second)
-        await asyncio.gather(*(self._send_half(queue, claimed, half) for half in (first, second)))
+        await asyncio.gather(*(self._send_half(place, claimed, half) for half in (first, second)))
 
-    async def _send_half(self, queue: Queue, parent: Claimed, dispatch_id: str) -> None:
+    async def _send_half(self, place: _Place, parent: Claimed, dispatch_id: str) -> None:
         # Whether the halves exist is asked of the record: the answer to halving may have been lost.
         request = ClaimRequest(parent.brand_id, dispatch_id, parent.epoch, again=True)
         try:
@@ -640,7 +902,7 @@ class Sender:
             # A sweeper finds it: claimed under an epoch that is over.
             return
         if half is not None:
-            await self._finish(queue, half)
+            await self._finish(place, half)
 
     async def _unknown_all(self, calls: list[tuple[int, str, str]]) -> list[bool]:
         async with self._database.connection() as connection:
@@ -649,7 +911,9 @@ class Sender:
 
     # Giving back.
 
-    async def _give_back(self, progress: _Progress, seconds: float | None, error: Exception | None = None) -> bool:
+    async def _give_back(
+        self, progress: _Progress, seconds: float | None, error: Exception | None = None, *, wayless: bool = False
+    ) -> bool:
         """Put a claimed dispatch back to its queue, without `seconds` parked; whether its entry is done with, because
         a sweeper or an operator will make one. `error` of ours counts as a failure.
         """
@@ -663,6 +927,7 @@ class Sender:
             seconds,
             0 if error is None else 1,
             None if error is None else _described(error),
+            wayless,
         )
         try:
             await self._insist("put back", lambda _: self._put_backs.submit(item), patient=True)

@@ -129,6 +129,34 @@ class Settings(gateway_settings.Settings):
     circuit_trial_calls: int = Field(
         3, ge=1, le=1_000, description="Calls tried after a rest; when all are good the account works again"
     )
+    # Several carrier accounts, and limits that workers share.
+    failover_accounts_max: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Accounts that a message or chunk is tried with before it waits and begins anew; each try that is "
+        "not accepted costs a call and a record",
+    )
+    failover_wait_seconds: float = Field(
+        2,
+        ge=0,
+        le=3_600,
+        description="How long a message waits for a busy account, one at its limit or with every slot taken, before "
+        "the next of its accounts is taken",
+    )
+    limit_lease_seconds: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="What a worker takes at once of a rate that all share, as time at that rate: longer means fewer "
+        "questions to Redis, and more that workers have taken and not yet sent",
+    )
+    balance_seconds: float = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="Time between two questions for the balance of each carrier account of the table; one worker asks",
+    )
     outcome_hours: float = Field(
         72,
         gt=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -36,7 +36,7 @@ NO_RECEIPT = "NO_RECEIPT"
 class Sweepers:
     """The sweepers of the gateway's records. Each method is one bounded turn; True asks for another at once.
 
-    Parameters: `call_seconds` the longest time that a carrier call may take; `pulled` the carrier's account whose
+    Parameters: `call_seconds` tells the longest time that a carrier call may take now; `pulled` the accounts whose
     receipts the workers pull.
     """
 
@@ -50,8 +50,8 @@ class Sweepers:
         receipts: ReceiptConsumer,
         abandoned: AbandonedCalls,
         worker: str,
-        call_seconds: float,
-        pulled: str | None,
+        call_seconds: Callable[[], float],
+        pulled: Callable[[], Collection[str]],
         settings: Settings,
     ) -> None:
         self._database = database
@@ -63,7 +63,7 @@ class Sweepers:
         self._worker = worker
         self._pulled = pulled
         self._settings = settings
-        self._overdue_seconds = settings.submit_start_seconds + call_seconds + settings.submit_margin_seconds
+        self._call_seconds = call_seconds
         self._cursors: dict[DispatchState, Cursor | None] = {}
         self._rebuilding_until = 0.0
 
@@ -74,10 +74,10 @@ class Sweepers:
         return await self._swept("overdue", self._overdue)
 
     async def _overdue(self) -> int:
+        settings = self._settings
+        seconds = settings.submit_start_seconds + self._call_seconds() + settings.submit_margin_seconds
         async with self._database.connection() as connection:
-            rows = await store.set_overdue_unknown(
-                connection, older_than_seconds=self._overdue_seconds, limit=self._settings.sweep_page
-            )
+            rows = await store.set_overdue_unknown(connection, older_than_seconds=seconds, limit=settings.sweep_page)
         if rows:
             reach("worker.sweep.overdue")
         for row in rows:
@@ -108,7 +108,7 @@ class Sweepers:
                     state,
                     older_than_seconds=self._outcome_seconds + (wait_seconds if unread else 0.0),
                     pull_wait_seconds=0.0 if unread else wait_seconds,
-                    pulled=self._pulled,
+                    pulled=self._pulled(),
                     limit=settings.sweep_page,
                 )
                 failed = await fail(connection, items, code=code, detail=detail) if items else []

@@ -5,7 +5,9 @@ Each type and mode has turns of its own, so that types cannot delay each other. 
 * a queue gives at most a quantum of entries per turn and then goes to the back while others wait;
 * it has at most a window of entries in hand, and a share of what all may have in hand when many queues have work;
 * a queue that has nothing in hand is read even when the rest has everything that is allowed (a reserve is for these);
-* calls in flight are given to the queues in turn, not to the entries in order.
+* calls in flight are given to the queues in turn, not to the entries in order;
+* entries that wait for a carrier account that may not be called now are put aside: they count no more as in hand, so
+  that nobody else waits for them, and a queue with many of them is not read.
 """
 
 from __future__ import annotations
@@ -25,16 +27,23 @@ class _Standing:
 
     in_hand: int = 0
     has_more: bool = False
+    aside: int = 0
+    # There was no room to put more aside; and whether those behind may pass what is.
+    shut: bool = False
+    passed: bool = False
 
 
 class Turns(Generic[K]):
     """Decides which queue is read next and how many entries it may give.
 
     Parameters: `quantum` entries per turn; `window` entries of a queue in hand; `in_hand_max` entries of all queues in
-    hand; `reserve` entries beyond that for queues with nothing in hand.
+    hand; `reserve` entries beyond that for queues with nothing in hand; `aside_max` entries of a queue that are put
+    aside before it is read no more, and `aside_total_max` of all queues.
     """
 
-    def __init__(self, *, quantum: int, window: int, in_hand_max: int, reserve: int) -> None:
+    def __init__(
+        self, *, quantum: int, window: int, in_hand_max: int, reserve: int, aside_max: int = 0, aside_total_max: int = 0
+    ) -> None:
         assert quantum > 0
         assert window > 0
         assert in_hand_max > 0
@@ -43,6 +52,9 @@ class Turns(Generic[K]):
         self._window = window
         self._in_hand_max = in_hand_max
         self._reserve = reserve
+        self._aside_max = aside_max or window
+        self._aside_total_max = aside_total_max or 4 * in_hand_max
+        self._aside = 0
         self._standings: dict[K, _Standing] = {}
         self._ring: OrderedDict[K, None] = OrderedDict()
         self._in_hand = 0
@@ -112,17 +124,50 @@ class Turns(Generic[K]):
         self._standings.pop(queue, None)
         self._ring.pop(queue, None)
 
-    def in_hand_of(self, queue: K) -> int:
-        """Entries of a queue in hand."""
+    def put_aside(self, queue: K, *, others_may_pass: bool) -> bool:
+        """An entry in hand waits for its account; False when too many do.
+
+        `others_may_pass`: entries behind it may have another account, so that the queue is read on; then it is what
+        waits that has to make room.
+        """
         standing = self._standings.get(queue)
-        return 0 if standing is None else standing.in_hand
+        if standing is not None:
+            standing.passed = others_may_pass
+        if standing is None or (others_may_pass and standing.aside >= self._aside_max):
+            return False
+        if self._aside >= self._aside_total_max:
+            standing.shut = not others_may_pass
+            return False
+        standing.aside += 1
+        standing.in_hand -= 1
+        self._aside += 1
+        self._in_hand -= 1
+        return True
+
+    def take_up(self, queue: K) -> None:
+        """An entry that was put aside goes on: in hand again, whatever the bounds."""
+        standing = self._standings[queue]
+        assert standing.aside > 0
+        standing.aside -= 1
+        self._aside -= 1
+        standing.in_hand += 1
+        self._in_hand += 1
+
+    def in_hand_of(self, queue: K) -> int:
+        """Entries of a queue in hand or put aside."""
+        standing = self._standings.get(queue)
+        return 0 if standing is None else standing.in_hand + standing.aside
 
     def is_idle(self, queue: K) -> bool:
         """Whether a queue has nothing in hand and nothing to read."""
         standing = self._standings.get(queue)
-        return standing is None or (standing.in_hand == 0 and not standing.has_more)
+        return standing is None or (standing.in_hand == 0 and standing.aside == 0 and not standing.has_more)
 
     def _allowed(self, standing: _Standing) -> int:
+        if standing.shut and self._aside <= self._aside_total_max // 2:
+            standing.shut = False
+        if standing.shut or (standing.aside >= self._aside_max and not standing.passed):
+            return 0
         room = self._in_hand_max - self._in_hand
         if standing.in_hand == 0:
             room += self._reserve
@@ -149,13 +194,19 @@ class Slots(Generic[K]):
         self._waiting: OrderedDict[K, deque[asyncio.Future[None]]] = OrderedDict()
         self._closed = False
 
-    async def acquire(self, queue: K) -> None:
-        """Wait for a slot. Raises `SlotsClosed` after `close`."""
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free. Raises `SlotsClosed` after `close`."""
         if self._closed:
             raise SlotsClosed
         if self._free > 0:
             # Nobody waits while a slot is free.
             self._free -= 1
+            return True
+        return False
+
+    async def acquire(self, queue: K) -> None:
+        """Wait for a slot. Raises `SlotsClosed` after `close`."""
+        if self.try_acquire():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(queue, deque()).append(future)

@@ -35,13 +35,16 @@ class TableAccount:
     """An account of the table as its kind understands it.
 
     Parameters: `settings` of this process; `kind`, `account_id` and `given` as the table has them. Raises
-    `SettingError` or another `StartError` for what cannot be; nothing is connected.
+    `SettingError` or another `StartError` for what cannot be; nothing is connected. `resolved` are the settings with
+    references looked up; they hold secrets.
     """
 
     def __init__(self, settings: Settings, kind: str, account_id: str, given: Mapping[str, str]) -> None:
         self._kind: CarrierKind = carrier_kind(kind)
-        resolved = {name: _resolved(name, value, settings.carrier_secrets_dir) for name, value in given.items()}
-        self._settings = settings.of_account(kind, account_id, resolved)
+        self.resolved: Final = {
+            name: _resolved(name, value, settings.carrier_secrets_dir) for name, value in given.items()
+        }
+        self._settings = settings.of_account(kind, account_id, self.resolved)
         described = self._kind.describe(self._settings)
         if described is None:
             raise StartError(f"they set up no account of the kind {kind}: give what it needs (docs/carriers.md)")

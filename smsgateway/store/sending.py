@@ -13,7 +13,7 @@ under the epoch that it had when a payment may exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,7 +48,8 @@ with claimed as (
             case when now() >= d.night_from then
               greatest(0, extract(epoch from d.night_until - d.night_from)
                           - mod(extract(epoch from now() - d.night_from), {_DAY_SECONDS}))::double precision
-            else 0 end as night_seconds
+            else 0 end as night_seconds,
+            coalesce(extract(epoch from now() - d.retry_since), 0)::double precision as retrying
 )
 """
 
@@ -145,9 +146,11 @@ set state = {DispatchState.QUEUED:d}, epoch = case when asked.tried then d.epoch
     not_before = case when asked.delay_ms is null then 'infinity'
                       when asked.delay_ms > 0 then now() + asked.delay_ms * interval '1 ms' end,
     attempts = least(d.attempts + asked.failures, 32000), failures = least(d.failures + asked.failures, 32000),
-    last_error = coalesce(asked.error, d.last_error)
-from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::bigint[], %s::int[], %s::text[])
-     as asked (brand_id, dispatch_id, epoch, tried, payment_no, delay_ms, failures, error)
+    last_error = coalesce(asked.error, d.last_error),
+    retry_since = case when asked.wayless then coalesce(d.retry_since, now()) else d.retry_since end
+from unnest(%s::bigint[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::bigint[], %s::int[], %s::text[],
+            %s::boolean[])
+     as asked (brand_id, dispatch_id, epoch, tried, payment_no, delay_ms, failures, error, wayless)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
   and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
 returning d.brand_id, d.dispatch_id
@@ -297,6 +300,14 @@ values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %
         now())
 """
 
+_SPLIT_MESSAGES = """
+update smsgateway.message as m
+set dispatch_id = part.dispatch_id
+from unnest(%s::text[], %s::text[]) as part (dispatch_id, mobile)
+where m.brand_id = %s and m.dispatch_id = %s and m.mobile = part.mobile and m.batch_id is not null
+returning part.dispatch_id, m.segments
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
@@ -329,6 +340,7 @@ class Claimed:
     attempts: int
     failures: int
     created_at: datetime
+    retrying_seconds: float
     text: str
     mobiles: tuple[str, ...]
     tried: bool = False
@@ -373,7 +385,7 @@ class Unmarked:
 class PutBack:
     """A claimed dispatch that is given back to its queue. `tried`: somebody may have paid for it; `payment_no` when
     that is known; `delay_seconds` before it is queued again, None: parked until an operator looks at it; `failures` to
-    add to its attempts and failures, the last by `error`.
+    add to its attempts and failures, the last by `error`; `wayless`: there was no account to call.
     """
 
     brand_id: int
@@ -384,6 +396,7 @@ class PutBack:
     delay_seconds: float | None = 0
     failures: int = 0
     error: str | None = None
+    wayless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +473,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
     claimed = {}
     for row in await cursor.fetchall():
         brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
-        failures, created_at, tried, valid_seconds, night_seconds, text, mobiles = row[10:]
+        failures, created_at, tried, valid_seconds, night_seconds, retrying_seconds, text, mobiles = row[10:]
         claimed[brand_id, dispatch_id] = Claimed(
             brand_id=brand_id,
             dispatch_id=dispatch_id,
@@ -474,6 +487,7 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
             attempts=attempts,
             failures=failures,
             created_at=created_at,
+            retrying_seconds=retrying_seconds,
             text=text,
             mobiles=tuple(mobiles.split(",")) if mobiles else (),
             tried=tried,
@@ -563,6 +577,7 @@ async def put_back(connection: Connection, items: Sequence[PutBack]) -> set[Key]
             ),
             arrays.integers([item.failures for item in items]),
             arrays.texts([item.error for item in items]),
+            arrays.booleans([item.wayless for item in items]),
         ),
     )
     return await _keys(cursor)
@@ -745,6 +760,60 @@ async def halve(
                 *times,
             ),
         )
+    return True
+
+
+async def split(
+    connection: Connection,
+    brand_id: int,
+    parent: str,
+    parts: Mapping[str, Sequence[str]],
+    *,
+    epoch: int,
+    payment_no: str | None,
+) -> bool:
+    """Replace a claimed chunk by others, claimed under the same `epoch`: their new ids with the numbers of each.
+
+    Parameters: `payment_no` the payment that was made for the chunk, which is theirs, too. False when the chunk is not
+    ours any more, or has been split already.
+    """
+    cursor = await connection.execute(_TAKE_PARENT, {"brand": brand_id, "parent": parent, "call": None, "epoch": epoch})
+    row = await cursor.fetchone()
+    if row is None:
+        return False
+    sms_type, batch_id, request_id, order_no, known_payment_no, retry_since, *times = row
+    cursor = await connection.execute(
+        _SPLIT_MESSAGES,
+        (
+            arrays.texts([part for part, mobiles in parts.items() for _ in mobiles]),
+            arrays.texts([mobile for mobiles in parts.values() for mobile in mobiles]),
+            brand_id,
+            parent,
+        ),
+    )
+    segments: dict[str, list[int]] = {part: [] for part in parts}
+    for part, of_message in await cursor.fetchall():
+        segments[part].append(of_message)
+    async with connection.pipeline():
+        for part, counted in segments.items():
+            assert len(counted) == len(parts[part]), "every number of a chunk is one message of it"
+            await connection.execute(
+                _INSERT_HALF,
+                (
+                    brand_id,
+                    part,
+                    sms_type,
+                    batch_id,
+                    len(counted),
+                    sum(counted),
+                    request_id,
+                    epoch,
+                    order_no,
+                    known_payment_no or payment_no,
+                    retry_since,
+                    *times,
+                ),
+            )
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -73,8 +73,8 @@ order by not_before
 limit %s
 """
 
-# An account that is pulled (it has been, or it is the one named) has its last word first: a pull that began after the
-# time was over and left nothing there, or a longer time without one.
+# An account that is pulled (it has been, or it is one of those named) has its last word first: a pull that began after
+# the time was over and left nothing there, or a longer time without one.
 _TAKE_UNDECIDED = f"""
 delete from smsgateway.dispatch as d
 using (
@@ -85,7 +85,7 @@ using (
     and (
       open.changed_at < now() - make_interval(secs => %(age)s) - make_interval(secs => %(wait)s)
       or p.emptied_at > open.changed_at + make_interval(secs => %(age)s)
-      or (p.account is null and open.account is distinct from %(pulled)s)
+      or (p.account is null and not coalesce(open.account = any(%(pulled)s::text[]), false))
     )
   order by open.changed_at
   limit %(limit)s
@@ -301,13 +301,13 @@ async def take_undecided(
     *,
     older_than_seconds: float,
     pull_wait_seconds: float,
-    pulled: str | None,
+    pulled: Collection[str],
     limit: int,
 ) -> list[Undecided]:
     """UNKNOWN or PARTIAL for so long: their dispatches go, what becomes of the messages is next.
 
     Parameters: `pull_wait_seconds` how much longer they wait for a pull that leaves nothing at the carrier, 0: they do
-    not; `pulled` an account that is pulled, though it may not have been yet.
+    not; `pulled` accounts that are pulled, though they may not have been yet.
     """
     cursor = await connection.execute(
         _TAKE_UNDECIDED,
@@ -315,7 +315,7 @@ async def take_undecided(
             "state": int(state),
             "age": older_than_seconds,
             "wait": pull_wait_seconds,
-            "pulled": pulled,
+            "pulled": arrays.texts(pulled),
             "limit": limit,
         },
     )

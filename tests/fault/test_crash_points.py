@@ -182,6 +182,14 @@ async def a_chunk_in_halves(world: World) -> None:
     await world.settled()
 
 
+@way("worker.dispatch.split")
+async def a_chunk_in_parts(world: World) -> None:
+    """More numbers than the account takes in one call."""
+    await send(world, world.stack, world.numbers(3, DELIVERED))
+    await world.dies("worker", "worker.dispatch.split", chuanglan_batch_max=2)
+    await world.settled()
+
+
 @way("worker.dispatch.refrozen", "worker.dispatch.reordered")
 async def an_ended_freeze(world: World) -> None:
     """A backlog older than its freeze."""

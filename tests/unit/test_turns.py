@@ -177,3 +177,66 @@ async def test_closed_slots_wake_those_that_wait() -> None:
     with pytest.raises(SlotsClosed):
         await slots.acquire("a")
     slots.release()
+
+
+def read(ring: Turns[str], queue: str) -> int:
+    """Have the queue whose turn it is give all that it may; it must be this one."""
+    taken = ring.take()
+    assert taken is not None
+    assert taken[0] == queue
+    ring.read(queue, allowed=taken[1], got=taken[1])
+    return taken[1]
+
+
+def test_what_is_put_aside_makes_room_for_others() -> None:
+    """It counts no more as in hand; a queue with many of them is read no more until one goes on."""
+    ring = Turns[str](quantum=4, window=8, in_hand_max=4, reserve=0, aside_max=4)
+    ring.offer("blocked")
+    ring.offer("free")
+    assert read(ring, "blocked") == 4
+    assert ring.take() is None, "everything that is allowed is in hand"
+    for _ in range(4):
+        assert ring.put_aside("blocked", others_may_pass=False)
+    assert (ring.in_hand, ring.in_hand_of("blocked")) == (0, 4)
+    assert not ring.is_idle("blocked")
+    assert read(ring, "free") == 4
+    ring.done("free", 4)
+    assert read(ring, "free") == 4
+    ring.done("free", 4)
+    ring.drop("free")
+    assert ring.take() is None, "the other queue has enough that waits"
+    ring.take_up("blocked")
+    ring.done("blocked")
+    assert read(ring, "blocked") == 4
+
+
+def test_a_queue_whose_messages_go_several_ways_is_read_on() -> None:
+    """What waits for one of them beyond the bound has to make room instead."""
+    ring = Turns[str](quantum=2, window=8, in_hand_max=8, reserve=0, aside_max=2)
+    ring.offer("mixed")
+    read(ring, "mixed")
+    assert ring.put_aside("mixed", others_may_pass=True)
+    assert ring.put_aside("mixed", others_may_pass=True)
+    read(ring, "mixed")
+    assert not ring.put_aside("mixed", others_may_pass=True)
+    assert ring.in_hand == 2
+
+
+def test_what_is_put_aside_has_a_bound_in_all() -> None:
+    """Beyond it queues that would add to it are not read until half of it has gone on."""
+    ring = Turns[str](quantum=1, window=8, in_hand_max=8, reserve=0, aside_max=8, aside_total_max=2)
+    for queue in ("a", "b"):
+        ring.offer(queue)
+    for queue in ("a", "b"):
+        read(ring, queue)
+        assert ring.put_aside(queue, others_may_pass=False)
+    read(ring, "a")
+    assert not ring.put_aside("a", others_may_pass=False)
+    ring.done("a")
+    read(ring, "b")
+    assert not ring.put_aside("b", others_may_pass=False)
+    ring.done("b")
+    assert ring.take() is None
+    ring.take_up("b")
+    ring.done("b")
+    assert ring.take() is not None
