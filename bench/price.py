@@ -2,10 +2,10 @@
 
 In turn, the tree as it is and copies without the statement that marks, without the rows of the outbox, without both,
 and without the look for webhooks, each on a stack of its own: single messages from SendSms to sent, without receipts,
-as many as get through. The price is one less the rate of the whole tree over that of the copy, round by round; and, of the processor time that a
-message takes in all processes but the carrier's, one less the copy's over the whole tree's, which a machine that does
-other things meanwhile disturbs less. Nothing of a copy is for use: what dies in it is lost or sent twice. The inbox of
-receipts cannot be left out so, for it is the only place where they are.
+as many as get through. The price is one less the rate of the whole tree over that of the copy, round by round; and, of
+the processor time that a message takes in all processes but the carrier's, one less the copy's over the whole tree's,
+which a machine that does other things meanwhile disturbs less. Nothing of a copy is for use: what dies in it is lost or
+sent twice. The inbox of receipts cannot be left out so, for it is the only place where they are.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,8 +15,9 @@ from infra.errors import StartError
 from infra.heartbeat import Heartbeat
 from smsgateway.carrier_directory import NOTHING, TablesReader
 from smsgateway.carriers.accounts import TableAccount
-from smsgateway.http_app import ReceiptCallback
+from smsgateway.http_app import ReceiptCallback, ReplyCallback
 from smsgateway.receipts_intake import ReceiptIntake
+from smsgateway.replies_intake import ReplyIntake
 from smsgateway.route_keeping import routing_of
 from smsgateway.routing import Routing
 from smsgateway.settings import Settings
@@ -27,6 +29,15 @@ log = structlog.get_logger(__name__)
 _TRY_AGAIN_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was made of an account as it was at a version: its callbacks by path, and messages of a chunk."""
+
+    version: int
+    by_path: dict[str, ReceiptCallback]
+    chunk: int
+
+
 class AccountCallbacks:
     """Keeps up with the tables in a task of its own.
 
@@ -34,10 +45,17 @@ class AccountCallbacks:
     """
 
     def __init__(
-        self, database: Database, intake: ReceiptIntake, settings: Settings, default_chunk: int, heartbeat: Heartbeat
+        self,
+        database: Database,
+        intake: ReceiptIntake,
+        replies: ReplyIntake,
+        settings: Settings,
+        default_chunk: int,
+        heartbeat: Heartbeat,
     ) -> None:
         self._reader = TablesReader(database)
         self._intake = intake
+        self._replies = replies
         self._settings = settings
         self._default_chunk = default_chunk
         self._heartbeat = heartbeat
@@ -46,7 +64,7 @@ class AccountCallbacks:
         self._by_path: dict[str, ReceiptCallback] = {}
         self._chunks: dict[str, int] = {}
         # What each account was made of, so that one that has not changed stays as it is.
-        self._made: dict[str, tuple[int, ReceiptCallback | None, int]] = {}
+        self._made: dict[str, _Made] = {}
         self._failed_until = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -97,10 +115,10 @@ class AccountCallbacks:
             return
         self._tables = tables = changed or self._tables
         self._failed_until = 0.0
-        made: dict[str, tuple[int, ReceiptCallback | None, int]] = {}
+        made: dict[str, _Made] = {}
         for row in tables.accounts:
             known = self._made.get(row.account_id)
-            if known is not None and known[0] == row.version:
+            if known is not None and known.version == row.version:
                 made[row.account_id] = known
                 continue
             try:
@@ -110,17 +128,15 @@ class AccountCallbacks:
                 log.error("carrier account cannot be set up", account=row.account_id, why=str(error))
         self._made = made
         self._routing = routing_of(tables, self._settings.carrier_account)
-        self._chunks = {account_id: chunk for account_id, (_, _, chunk) in made.items()}
-        kinds = {row.account_id: row.kind for row in tables.accounts}
-        self._by_path = {
-            f"/callbacks/{kinds[account_id]}/{account_id}/report": callback
-            for account_id, (_, callback, _) in made.items()
-            if callback is not None
-        }
+        self._chunks = {account_id: each.chunk for account_id, each in made.items()}
+        self._by_path = {path: callback for each in made.values() for path, callback in each.by_path.items()}
 
-    def _make(self, row: AccountRow) -> tuple[int, ReceiptCallback | None, int]:
+    def _make(self, row: AccountRow) -> _Made:
         account = TableAccount(self._settings, row.kind, row.account_id, row.settings)
-        callback = account.callback()
-        receipts = None if callback is None else ReceiptCallback(self._settings, row.kind, callback, self._intake)
-        chunk = min(account.chunk_messages(), self._settings.batch_chunk_messages)
-        return row.version, receipts, chunk
+        path = f"/callbacks/{row.kind}/{row.account_id}"
+        by_path: dict[str, ReceiptCallback] = {}
+        if (receipts := account.callback()) is not None:
+            by_path[f"{path}/report"] = ReceiptCallback(self._settings, row.kind, receipts, self._intake)
+        if (replies := account.reply_callback()) is not None:
+            by_path[f"{path}/reply"] = ReplyCallback(self._settings, row.kind, replies, self._replies)
+        return _Made(row.version, by_path, min(account.chunk_messages(), self._settings.batch_chunk_messages))

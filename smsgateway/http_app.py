@@ -83,7 +83,6 @@ class ReceiptCallback:
     def __init__(
         self, settings: Settings, carrier: str, callback: Callback, intake: ReceiptIntake | ReplyIntake
     ) -> None:
-        self.methods = callback.methods
         self._bytes_max = settings.callback_bytes_max
         self._carrier = carrier
         self._callback = callback

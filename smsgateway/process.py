@@ -119,9 +119,12 @@ class GatewayProcess:
         stack.push_async_callback(singles.close)
         intake = ReceiptIntake(database, queue, identifiers, settings, watchdog)
         stack.push_async_callback(intake.close)
+        replies = ReplyIntake(database, identifiers, settings, watchdog)
+        stack.push_async_callback(replies.close)
         accounts = AccountCallbacks(
             database,
             intake,
+            replies,
             settings,
             kind.chunk_messages(settings),
             watchdog.heartbeat("carrier-accounts", interval_seconds=settings.routing_poll_seconds),
@@ -144,8 +147,6 @@ class GatewayProcess:
         server = _grpc_server(settings, database, ledger, service)
         if kind.describe(settings) is None:
             log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
-        replies = ReplyIntake(database, identifiers, settings, watchdog)
-        stack.push_async_callback(replies.close)
         reply_callback = kind.reply_callback(settings)
         http = HttpServer(
             gateway_app(

@@ -375,6 +375,6 @@ def _version(account: Account | None) -> int | None:
 
 def connections_of(settings: Settings) -> int:
     """Calls of one account at a time: one for every slot, since a call that waits for a connection would be a slot of
-    another type lost, and one to pull receipts.
+    another type lost, and two to pull receipts and replies.
     """
-    return 2 * sum(settings.slots(sms_type) for sms_type in TYPE_NAMES) + 1
+    return 2 * sum(settings.slots(sms_type) for sms_type in TYPE_NAMES) + 2

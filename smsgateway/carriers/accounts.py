@@ -64,6 +64,10 @@ class TableAccount:
         """See `CarrierKind.callback`."""
         return self._kind.callback(self._settings)
 
+    def reply_callback(self) -> Callback | None:
+        """See `CarrierKind.reply_callback`."""
+        return self._kind.reply_callback(self._settings)
+
 
 def is_reference(value: str) -> bool:
     """Whether a value says where it is; then it is no secret itself."""
