@@ -131,14 +131,14 @@ SAFEGUARDS = (
             (
                 Edit(
                     _SENDER,
-                    "        call_id = await self._mark(progress)\n",
+                    "        call_id = await self._mark(progress, account)\n",
                     "        call_id = progress.call_id\n",
                 ),
                 Edit(
                     _SENDER,
-                    "        outcome = await self._call(progress.claimed, call_id)\n",
-                    "        outcome = await self._call(progress.claimed, call_id)\n"
-                    "        call_id = await self._mark(progress)\n",
+                    "        outcome = await self._call(account, progress.claimed, call_id)\n",
+                    "        outcome = await self._call(account, progress.claimed, call_id)\n"
+                    "        call_id = await self._mark(progress, account)\n",
                 ),
             ),
         ),
@@ -304,7 +304,7 @@ SAFEGUARDS = (
         ),
         "`workers/sender.py`, `Sender._settle`",
         "an unknown outcome is held until a receipt, a pull or time decides it",
-        _damage("charged, not sent"),
+        _damage("charged, not sent", "receipts lost"),
         CARRIER_LOSES,
     ),
     Safeguard(
