@@ -3,7 +3,11 @@ Method: the gateway's own RPCs and the real database."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -240,3 +244,56 @@ async def test_receipts_are_pushed_to_a_path_of_their_account(
     await eventually(lambda: answers(403))
     await call(stub.RemoveCarrierAccount, pb.RemoveCarrierAccountRequest(account_id="second"))
     await eventually(lambda: answers(404))
+
+
+async def test_the_commands_do_the_same(gateway: Gateway) -> None:
+    """`smsbill carrier` and `smsbill route` put, explain and refuse, in one line; a value read from standard input is
+    told by nothing."""
+    environment = {
+        **os.environ,
+        "SMSBILL_TOKEN": ADMIN,
+        "SMSBILL_GATEWAY_TARGET": f"127.0.0.1:{gateway.process.grpc_port}",
+        "SMSBILL_COSTCENTER_TARGET": "127.0.0.1:9",
+    }
+
+    async def smsbill(*arguments: str, given: str = "") -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "smsbill",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(given.encode()), 60)
+        return process.returncode or 0, output.decode()
+
+    put = [
+        "carrier",
+        "put",
+        "second",
+        "--kind",
+        "chuanglan",
+        "--set",
+        "account=N1",
+        "--set",
+        "password=-",
+        "--rate",
+        "9",
+    ]
+    code, told = await smsbill(*put, "--json", given="hush-hush\n")
+    assert code == 0, told
+    assert (json.loads(told)["setting_names"], json.loads(told)["rate"]) == (["account", "password"], 9.0)
+    assert "hush" not in told
+    assert await gateway.rows("select settings ->> 'password' from carrier_account") == [("hush-hush",)]
+    code, told = await smsbill("route", "put", "second", "--brand", "7", "--type", "marketing", "--prefix", "+86")
+    assert code == 0, told
+    asked = ["route", "explain", "--brand", "7", "--type", "marketing", "--to", "13800138000", "--json"]
+    code, told = await smsbill(*asked)
+    assert (code, [step["account_id"] for step in json.loads(told)["steps"]]) == (0, ["second"])
+    code, told = await smsbill("route", "put", "second", "--prefix", "138")
+    assert code == 1
+    assert "rule.prefix" in told
+    assert len(told.splitlines()) == 1
