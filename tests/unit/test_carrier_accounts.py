@@ -17,7 +17,7 @@ GIVEN = {"url": "http://127.0.0.1:9", "account": "N1", "password": "hush"}
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
-    return Settings(_env_file=None, carrier_secrets_dir=folder, **changes)  # type: ignore[call-arg]
+    return Settings(_env_file=None, carrier_secrets_dir=folder, **changes)
 
 
 def test_what_is_given_counts_and_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
