@@ -73,6 +73,7 @@ class RuleBook:
         self._database = database
         self._settings = settings
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._loading: dict[int, asyncio.Task[_Kept]] = {}
         self._weight = 0
         self._everywhere = False
         self._seen: datetime | None = None
@@ -104,7 +105,7 @@ class RuleBook:
             await self._refresh()
         kept = self._kept.get(brand_id)
         if kept is None or kept.until < time.monotonic():
-            kept = await self._load(brand_id)
+            kept = await self._loaded(brand_id)
         else:
             self._kept.move_to_end(brand_id)
         if self._everywhere and not kept.rules.suppressed:
@@ -137,6 +138,15 @@ class RuleBook:
                 await self._look_at_words(self._settings.sensitive_words_file)
             # From its start: what was committed after it is seen by the next look.
             self._fresh_until = started + self._settings.rules_refresh_seconds
+
+    async def _loaded(self, brand_id: int) -> _Kept:
+        """What is stored of a brand, read once for all calls that want it meanwhile."""
+        task = self._loading.get(brand_id)
+        if task is None:
+            task = asyncio.ensure_future(self._load(brand_id))
+            self._loading[brand_id] = task
+            task.add_done_callback(lambda _: self._loading.pop(brand_id, None))
+        return await asyncio.shield(task)
 
     async def _load(self, brand_id: int) -> _Kept:
         limit = self._settings.rules_per_brand_max

@@ -490,8 +490,10 @@ async def a_message_past_its_validity(world: World) -> None:
 async def a_held_message(world: World) -> None:
     """Workers die as they push what has become due."""
     (mobile,) = world.numbers(1, DELIVERED)
-    due = Timestamp(seconds=int(time.time()) + 1)
-    await world.stack.send(mobile, brand_id=world.brand_id, request_id=request_of(world), send_at=due)
+    due = Timestamp(seconds=int(time.time()) + 3_600)
+    message_id = await world.stack.send(mobile, brand_id=world.brand_id, request_id=request_of(world), send_at=due)
+    # As if the hour were over.
+    await world.stack.rows("update dispatch set not_before = now() where dispatch_id = %s", message_id)
     await world.dies("worker", "worker.sweep.taken")
     await world.dies("worker", "worker.sweep.pushed")
     await world.settled()

@@ -39,12 +39,12 @@ async def freeze(stack: Stack, message_id: str) -> cost_center_pb2.Freeze:
 
 
 async def test_held_work_is_sent_when_it_is_due_and_not_before(stack: Stack, redis_url: str) -> None:
-    """A scheduled message and a batch held by quiet hours stay out of Redis, under freezes of seven days; one goes at
-    its time, what is left goes once its time has come (here moved by hand), and a lost Redis loses none of it.
+    """A scheduled message and a scheduled batch stay out of Redis, under freezes of seven days; one goes at
+    its time, what is left goes once its time has come (both moved by hand), and a lost Redis loses none of it.
     """
     carrier = ScriptedCarrier()
     await stack.worker(carrier=carrier)
-    at = datetime.now(UTC) + timedelta(seconds=1.5)
+    at = datetime.now(UTC) + timedelta(hours=1)
     moment = {"seconds": int(at.timestamp()), "nanos": at.microsecond * 1_000}
     scheduled = await stack.send(numbers(1)[0], send_at=moment)
     later = {"seconds": int(at.timestamp()) + 5 * 86_400}
@@ -54,8 +54,11 @@ async def test_held_work_is_sent_when_it_is_due_and_not_before(stack: Stack, red
     assert [round(seconds / 86_400) for seconds in ends] == [7, 1]
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.flushdb()
-    await stack.wait_for_state(scheduled, MessageState.SENT)
-    assert datetime.now(UTC) >= at
+    ((due,),) = await stack.rows(
+        "update dispatch set not_before = now() + interval '1 s' where dispatch_id = %s returning not_before", scheduled
+    )
+    sent = await stack.wait_for_state(scheduled, MessageState.SENT)
+    assert sent.submitted_at.ToDatetime(tzinfo=UTC) >= due
     await stack.wait_for_state(plain, MessageState.SENT)
     assert await stack.rows("select state, not_before > now() from dispatch where batch_id = %s", batch_id) == [
         (2, True)
