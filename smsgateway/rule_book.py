@@ -108,8 +108,6 @@ class RuleBook:
             kept = await self._loaded(brand_id)
         else:
             self._kept.move_to_end(brand_id)
-        if self._everywhere and not kept.rules.suppressed:
-            return replace(kept.rules, suppressed=True)
         return kept.rules
 
     # Looking for changes.
@@ -124,8 +122,9 @@ class RuleBook:
                     connection, self._seen, overlap_seconds=_OVERLAP_SECONDS, limit=_CHANGES_MAX
                 )
                 everywhere = (await store.find(connection, ALL_BRANDS)).suppressed
-            self._everywhere = everywhere
-            if self._seen is not None and len(found) >= _CHANGES_MAX:
+            many = self._seen is not None and len(found) >= _CHANGES_MAX
+            if many or everywhere != self._everywhere:
+                self._everywhere = everywhere
                 self._kept.clear()
                 self._weight = 0
             for brand_id, changed_at in found:
@@ -153,6 +152,8 @@ class RuleBook:
         async with self._database.snapshot() as connection:
             own = await store.find(connection, brand_id)
             kept = await _read(connection, brand_id, own, self._settings, limit)
+        if self._everywhere and not kept.rules.suppressed:
+            kept = replace(kept, rules=replace(kept.rules, suppressed=True))
         self._drop(brand_id)
         self._kept[brand_id] = kept
         self._weight += kept.weight

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
+from functools import cached_property
 from zoneinfo import ZoneInfo
 
 import grpc
@@ -114,12 +115,23 @@ class Template:
         return self.text.literals[0].startswith("【")
 
 
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """A template in its place among those of its brand, without the suffix."""
+
+    order: int
+    template: Template
+    text: TemplateText
+    is_signed: bool
+
+
 @dataclass(frozen=True)
 class BrandRules:
     """What holds for a brand, its own settings and the defaults in one.
 
-    `signatures` that are approved, None: any text goes without; `must_match`: a text must match an approved template;
-    `limits` by type; `suppressed`: the brand has suppressions, or all brands have.
+    `signatures` that are approved, None: any text goes without; `must_match`: a text must match an approved template
+    (of `templates`, by id in their order); `limits` by type; `suppressed`: the brand has suppressions, or all brands
+    have.
     """
 
     signatures: frozenset[str] | None = None
@@ -130,6 +142,17 @@ class BrandRules:
     limits: Mapping[int, Limits] = field(default_factory=dict)
     quiet: QuietHours | None = None
     suppressed: bool = False
+
+    @cached_property
+    def matchers(self) -> Mapping[tuple[int, str], Sequence[Matcher]]:
+        """What texts are matched with: the approved templates by type and first character; an empty one: a variable."""
+        found: dict[tuple[int, str], list[Matcher]] = {}
+        for order, template in enumerate(self.templates.values()):
+            if template.approval is Approval.APPROVED:
+                text = _without(template.text, self.suffix_text)
+                matcher = Matcher(order, template, text, template.has_signature)
+                found.setdefault((template.sms_type, text.literals[0][:1]), []).append(matcher)
+        return found
 
     def limits_of(self, sms_type: int) -> Limits:
         """The limits of a type; none set: false."""
@@ -269,12 +292,17 @@ def _matching(rules: BrandRules, sms_type: int, text: str) -> Template:
     whole = text.rstrip().removesuffix(rules.suffix_text)
     found = _SIGNATURE.match(whole)
     unsigned = whole[found.end() :] if found else whole
-    for template in rules.templates.values():
-        if template.sms_type != sms_type or template.approval is not Approval.APPROVED:
-            continue
-        if _without(template.text, rules.suffix_text).matches(whole if template.has_signature else unsigned):
-            return template
-    raise _mismatch("the text matches no approved template of the brand for this type")
+    first: Matcher | None = None
+    for begins in {whole[:1], unsigned[:1], ""}:
+        for matcher in rules.matchers.get((sms_type, begins), ()):
+            if first is not None and first.order < matcher.order:
+                break
+            if matcher.text.matches(whole if matcher.is_signed else unsigned):
+                first = matcher
+                break
+    if first is None:
+        raise _mismatch("the text matches no approved template of the brand for this type")
+    return first.template
 
 
 def _without(text: TemplateText, suffix: str) -> TemplateText:

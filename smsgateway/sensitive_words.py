@@ -1,14 +1,15 @@
 """Words that no text may hold, found fast however many they are. No I/O.
 
-The words are in a set, and for each first character the lengths that words with it have. A text is walked once; where
-no word begins, which is nearly everywhere, a position costs one look into a dictionary. That is a fraction of what an
-automaton of Aho and Corasick costs in Python, which steps a dictionary for every character and follows its failure
-links besides; its better worst case (texts made of first characters) is worth little with texts of 536 characters
-and words of at most 64.
+The words are in a dictionary, and for each first character the lengths that words with it have. The places where a
+word may begin are found by a regular expression that is one class of characters, so that the rest of a text is passed
+over without a step in Python. That is a fraction of what an automaton of Aho and Corasick costs in Python, which steps
+a dictionary for every character and follows its failure links besides; its better worst case (texts made of first
+characters) is worth little with texts of 536 characters and words of at most 64.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -39,6 +40,7 @@ class SensitiveWords:
             self._lines.setdefault(plain, line)
             lengths.setdefault(plain[0], set()).add(len(plain))
         self._lengths = {first: tuple(sorted(of_first)) for first, of_first in lengths.items()}
+        self._begins = re.compile(f"[{''.join(map(re.escape, self._lengths))}]") if lengths else None
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -46,11 +48,12 @@ class SensitiveWords:
     def find(self, text: str) -> int | None:
         """The line of the first word that a text holds, or None."""
         lengths, lines = self._lengths, self._lines
-        if not lines:
+        if self._begins is None:
             return None
         plain = folded(text)
-        for start, first in enumerate(plain):
-            for length in lengths.get(first, ()):
+        for found in self._begins.finditer(plain):
+            start = found.start()
+            for length in lengths[plain[start]]:
                 line = lines.get(plain[start : start + length])
                 if line is not None:
                     return line
