@@ -24,7 +24,7 @@ from smsgateway.schema import MessageState
 
 MOBILE = "13800138001"
 SOON_HOURS = 0.3 / 3_600
-QUICK_PULL: dict[str, Any] = {"receipt_pull_seconds": 0.1}
+QUICK_PULL: dict[str, Any] = {"receipt_pull_seconds": 0.1, "reply_pull": False}
 
 
 @pytest.fixture
