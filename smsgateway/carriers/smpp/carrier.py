@@ -313,11 +313,25 @@ class SmppCarrier:
     async def _send(self, destination: Address, parts: list[Part]) -> CallOutcome:
         config = self._config
         start_by = self._session.now() + config.call_s - config.response_s - _SPARE_S
+        if len(parts) == 1:
+            return await self._submit(self._body(destination, parts[0], wanted=True), start_by)
         outcome = CallOutcome(Verdict.UNKNOWN)
         ids: list[str] = []
         for number, part in enumerate(parts, 1):
             wanted = number == len(parts) or config.part_receipts == "all"
-            message = ShortMessage(
+            body = self._body(destination, part, wanted=wanted)
+            outcome = await (self._submit(body, start_by) if number == 1 else self._submit_more(body, start_by))
+            if outcome.verdict is not Verdict.ACCEPTED:
+                return outcome if number == 1 else self._in_part(outcome, number, len(parts), ids)
+            if wanted:
+                ids.append(outcome.carrier_message_id or "")
+        return replace(outcome, part_ids=_distinct(ids))
+
+    def _body(self, destination: Address, part: Part, *, wanted: bool) -> bytes:
+        """The body of a submit_sm; `wanted`: whether it asks for a receipt."""
+        config = self._config
+        return encode_short_message(
+            ShortMessage(
                 source=config.source,
                 destination=destination,
                 short_message=part.short_message,
@@ -327,13 +341,7 @@ class SmppCarrier:
                 tlvs=part.tlvs,
                 service_type=config.service_type,
             )
-            body = encode_short_message(message)
-            outcome = await (self._submit(body, start_by) if number == 1 else self._submit_more(body, start_by))
-            if outcome.verdict is not Verdict.ACCEPTED:
-                return outcome if number == 1 else self._in_part(outcome, number, len(parts), ids)
-            if wanted:
-                ids.append(outcome.carrier_message_id or "")
-        return outcome if len(parts) == 1 else replace(outcome, part_ids=_distinct(ids))
+        )
 
     def _in_part(self, outcome: CallOutcome, number: int, total: int, ids: list[str]) -> CallOutcome:
         """What is said of a message of which parts were accepted before one was not. The rest is not sent."""

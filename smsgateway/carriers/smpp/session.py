@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import structlog
 
@@ -57,6 +57,11 @@ UNKNOWN_ERROR: Final = 0xFF
 _LOCKED_OUT: Final = frozenset({0x0D, 0x0E, 0x0F, 0x53})
 """Bind failed, invalid password, system id, system type: nothing but a change of settings, theirs or ours, helps. Other
 refusals of a bind, such as 0x05 (already bound: our last session has not ended over there), pass by themselves."""
+
+# Of an enumeration every look-up costs, and these are looked up for each message.
+_SUBMIT: Final = Command.SUBMIT_SM
+_SUBMIT_RESP: Final = int(Command.SUBMIT_SM_RESP)
+_NACK: Final = int(Command.GENERIC_NACK)
 
 # A number of the sequence that no request of ours has: of what we answer we may not even know the number.
 _NO_SEQUENCE: Final = 0
@@ -103,8 +108,7 @@ class SessionConfig:
     pdu_bytes_max: int = PDU_BYTES_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The response to a request: its status and the name in its body. `nack`: a generic_nack."""
 
     status: int
@@ -233,7 +237,7 @@ class _Connection(asyncio.Protocol):
         sequence = self._sequence = self._next_sequence()
         request.sequence, request.expires, request.written = sequence, self._loop.time() + seconds, False
         self._requests[sequence] = request
-        if request.command is Command.SUBMIT_SM:
+        if request.command is _SUBMIT:
             self.submits += 1
         if not self._look_due:
             self._look_due = True
@@ -249,9 +253,10 @@ class _Connection(asyncio.Protocol):
     def _ended(self, request: _Request) -> None:
         del self._requests[request.sequence]
         request.sequence = 0
-        if request.command is Command.SUBMIT_SM:
+        if request.command is _SUBMIT:
             self.submits -= 1
-        self._note_answered()
+        if self._answered_all is not None:
+            self._note_answered()
 
     async def leave(self) -> None:
         """Wait a moment for what is owed both ways, unbind, and close."""
@@ -339,11 +344,17 @@ class _Connection(asyncio.Protocol):
             self._write(frame(Command.GENERIC_NACK, pdu.sequence, status=INVALID_COMMAND))
 
     def _answered(self, pdu: Pdu) -> None:
-        request = self._requests.get(pdu.sequence)
-        nack = pdu.command == Command.GENERIC_NACK
-        asked = request is not None and request.written and not request.future.done()
-        if request is None or not asked or not (nack or pdu.command == request.command | RESPONSE):
-            # Late, doubled, early, or of a number that was never ours: it must not answer another request.
+        request, command = self._requests.get(pdu.sequence), pdu.command
+        nack = command == _NACK
+        # Late, doubled, early, or of a number that was never ours: it must not answer another request.
+        if request is None or not request.written or request.future.done():
+            self._odd("unasked")
+            return
+        if command == _SUBMIT_RESP and request.command is _SUBMIT:
+            request.future.set_result(Answer(pdu.status, decode_name(pdu.body)))
+            self._ended(request)
+            return
+        if not nack and command != request.command | RESPONSE:
             self._odd("unasked")
             return
         status = pdu.status or UNKNOWN_ERROR if nack else pdu.status
@@ -523,10 +534,10 @@ class Session:
             self.start()
         if self._closed:
             raise NotSent("the session is closed")
-        loop = self._running_loop()
+        loop = self._loop or self._running_loop()
         if loop.time() >= start_by:
             raise NotSent("no time left")
-        request = _Request(Command.SUBMIT_SM, body, loop.create_future(), start_by)
+        request = _Request(_SUBMIT, body, loop.create_future(), start_by)
         connection = self._connection
         if not self._waiting and connection is not None and self._has_room(connection):
             connection.put(request, self._config.response_s)
