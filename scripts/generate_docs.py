@@ -54,6 +54,7 @@ SERVICES = (
     ("smsgateway.v1.Routing", "smsgateway.routing_service", "port 50052"),
     ("smsgateway.v1.SenderRules", "smsgateway.rule_service", "port 50052"),
     ("smsgateway.v1.Webhooks", "smsgateway.webhook_service", "port 50052"),
+    ("smsgateway.v1.Campaigns", "smsgateway.campaign_service", "port 50052"),
 )
 
 CRASH_POINTS_INTRODUCTION = """# Crash points
@@ -88,9 +89,9 @@ RPC_INTRODUCTION = """# RPCs
 
 {notice}
 
-Services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, port 50051) and the gateway
-(`SmsGateway`, `Routing`, `SenderRules`, `Webhooks`, port 50052). Both also serve `grpc.health.v1.Health` and server
-reflection, without a token.
+Eight services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, port 50051) and the
+gateway (`SmsGateway`, `Campaigns`, `Routing`, `SenderRules`, `Webhooks`, port 50052). Both also serve
+`grpc.health.v1.Health` and server reflection, without a token.
 
 **Callers** send the metadata `authorization: Bearer <token>`. A token names roles and brands; what the roles include is
 in [operations.md](operations.md#tokens-and-tls). A call for another brand is refused, and so is one whose role is

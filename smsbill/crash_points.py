@@ -53,6 +53,14 @@ POINTS: Mapping[str, CrashPoint] = {
     "gateway.batch.forgetting": CrashPoint("the cost centre has refused the batch", "its record is deleted"),
     "gateway.batch.cancelling": CrashPoint("cancelled messages and what is owed are written", "that is committed"),
     "gateway.batch.cancelled": CrashPoint("the cancellation is committed", "the caller is answered"),
+    "gateway.batch.pausing": CrashPoint("a batch and its dispatches are marked as paused", "that is committed"),
+    "gateway.batch.paused": CrashPoint("the pause of a batch is committed", "the caller is answered"),
+    "gateway.batch.resuming": CrashPoint("a paused batch is queued again", "that is committed"),
+    "gateway.batch.resumed": CrashPoint("a paused batch is committed as queued again", "it is pushed to Redis"),
+    "gateway.batch.doubt_settled": CrashPoint(
+        "it is recorded whether paused chunks were paid for", "their batch is cancelled"
+    ),
+    "gateway.campaign.marked": CrashPoint("a campaign is recorded as paused, or not", "its batches are"),
     # Receipts that a carrier pushes.
     "gateway.receipt.storing": CrashPoint("the carrier has pushed a receipt", "it is in the inbox"),
     "gateway.receipt.stored": CrashPoint(

@@ -14,7 +14,7 @@ from infra.database import TRANSIENT, Database
 from infra.errors import StartError
 from infra.heartbeat import Heartbeat
 from smsgateway.carrier_directory import NOTHING, TablesReader
-from smsgateway.carriers.accounts import TableAccount
+from smsgateway.carriers.accounts import ChunkSizes, TableAccount
 from smsgateway.http_app import ReceiptCallback, ReplyCallback
 from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.replies_intake import ReplyIntake
@@ -35,13 +35,13 @@ class _Made:
 
     version: int
     by_path: dict[str, ReceiptCallback]
-    chunk: int
+    chunk: ChunkSizes
 
 
 class AccountCallbacks:
     """Keeps up with the tables in a task of its own.
 
-    Parameters: `default_chunk` messages of a chunk that goes to the environment's account.
+    Parameters: `default_chunk` what holds for a chunk that goes to the environment's account.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class AccountCallbacks:
         intake: ReceiptIntake,
         replies: ReplyIntake,
         settings: Settings,
-        default_chunk: int,
+        default_chunk: ChunkSizes,
         heartbeat: Heartbeat,
     ) -> None:
         self._reader = TablesReader(database)
@@ -62,7 +62,7 @@ class AccountCallbacks:
         self._tables: Tables = NOTHING
         self._routing = Routing()
         self._by_path: dict[str, ReceiptCallback] = {}
-        self._chunks: dict[str, int] = {}
+        self._chunks: dict[str, ChunkSizes] = {}
         # What each account was made of, so that one that has not changed stays as it is.
         self._made: dict[str, _Made] = {}
         self._failed_until = 0.0
@@ -85,14 +85,13 @@ class AccountCallbacks:
         """The callback of a path; None when it belongs to no account."""
         return self._by_path.get(path)
 
-    def chunk_messages(self, brand_id: int, sms_type: int) -> int:
+    def chunk_sizes(self, brand_id: int, sms_type: int) -> ChunkSizes:
         """Messages of a chunk of a brand's batch: as many as each account that it may take has in one call."""
         if not self._chunks:
             return self._default_chunk
-        return min(
-            (self._chunks.get(each, self._default_chunk) for each in self._routing.accounts(brand_id, sms_type)),
-            default=self._default_chunk,
-        )
+        accounts = self._routing.accounts(brand_id, sms_type)
+        sizes = [self._chunks.get(each, self._default_chunk) for each in accounts] or [self._default_chunk]
+        return ChunkSizes(min(each.plain for each in sizes), min(each.personalised for each in sizes))
 
     async def _run(self) -> None:
         while True:
@@ -139,4 +138,6 @@ class AccountCallbacks:
             by_path[f"{path}/report"] = ReceiptCallback(self._settings, row.kind, receipts, self._intake)
         if (replies := account.reply_callback()) is not None:
             by_path[f"{path}/reply"] = ReplyCallback(self._settings, row.kind, replies, self._replies)
-        return _Made(row.version, by_path, min(account.chunk_messages(), self._settings.batch_chunk_messages))
+        most = self._settings.batch_chunk_messages
+        chunk = ChunkSizes(min(account.chunk_messages(), most), min(account.personalised_messages(), most))
+        return _Made(row.version, by_path, chunk)

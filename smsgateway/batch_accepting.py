@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -14,23 +14,26 @@ import structlog
 
 from infra.crash_points import reach
 from infra.database import Connection, Database
-from infra.errors import Refusal, idempotency_conflict, not_found, overloaded, unavailable
+from infra.errors import Refusal, failed_precondition, idempotency_conflict, not_found, overloaded, unavailable
 from infra.identifiers import IdentifierSource
+from protos.costcenter.v1 import cost_center_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.accepting import blocked_refusal
+from smsgateway.carriers.accounts import ChunkSizes
 from smsgateway.dispatch_queue import DispatchQueue
-from smsgateway.ledger_client import LedgerClient, Unsettled
+from smsgateway.ledger_client import LedgerClient, Unsettled, is_outage
 from smsgateway.metrics import RULE_REFUSALS, TYPE_NAMES
-from smsgateway.mobile import mask_mobile
+from smsgateway.mobile import DOMESTIC_PREFIX, mask_mobile
 from smsgateway.queues import QueueItem
 from smsgateway.schema import Mode
 from smsgateway.settings import Settings
 from smsgateway.settling import freeze_request, now_ms, owed_back, release_owed
 from smsgateway.store import accepting as store
-from smsgateway.store import outbox, rule_checks
+from smsgateway.store import outbox, pausing, rule_checks
 from smsgateway.store.accepting import (
     Abandoned,
     Accepted,
+    BatchMessage,
     BatchRows,
     CancelledMessage,
     Key,
@@ -39,10 +42,12 @@ from smsgateway.store.accepting import (
 )
 from smsgateway.store.rule_checks import Ask
 from smsgateway.terms import NO_TERMS, Night, Terms
+from smsgateway.variables import pack_names
 from smsgateway.zones import country_code
 
 log = structlog.get_logger(__name__)
 
+_DOUBTFUL_PER_CALL = 500
 # Numbers in one statement that looks suppressions up and counts.
 _JUDGED_AT_ONCE = 5_000
 
@@ -51,47 +56,47 @@ _JUDGED_AT_ONCE = 5_000
 class Batch:
     """A batch that a caller asks for, read whole and validated.
 
-    `mobiles` are in E.164, none twice, at `places` in the stream; `text` the final one and `segments` the segments of
-    each by whether it is domestic; `bad` what was refused of the recipients, the first `bad_max` of them; `fingerprint`
-    what tells this content from another under the same request_id; `terms` what the sender's rules ask of it.
+    `mobiles` are in E.164, none twice, at `places` in the stream; `text` the final one, or with its variables in place;
+    `segments` those of each; `variables` the names of the text's variables, none: all get the text as it is; `values`
+    what fills them for each recipient, as stored; `bad` what was refused of the recipients, the first `bad_max` of
+    them; `bad_by_reason` all of them, where the caller wants to know (`tells_all_bad`); `broken_rules` how many for
+    which of the sender's rules; `fingerprint` what tells this content from another under the same request_id; `terms`
+    what the sender's rules ask of it.
     """
 
     brand_id: int
     request_id: str
     sms_type: int
     text: str
+    variables: tuple[str, ...]
+    campaign_id: str
     mobiles: Sequence[str]
-    domestic_segments: int
-    international_segments: int
-    domestic_prefix: str
+    segments: Sequence[int]
+    values: Sequence[str]
     bad: Sequence[sms_gateway_pb2.BadRecipient]
+    bad_by_reason: Mapping[str, Sequence[int]]
     bad_count: int
     fingerprint: bytes
     places: Sequence[int] = ()
     bad_max: int = 0
+    tells_all_bad: bool = False
+    broken_rules: Mapping[str, int] = field(default_factory=dict)
     terms: Terms = NO_TERMS
 
-    def segments_of(self, mobile: str) -> int:
-        """Segments of the message to a number."""
-        return self.domestic_segments if mobile.startswith(self.domestic_prefix) else self.international_segments
-
-    def segments(self) -> int:
-        """Segments of all messages."""
-        domestic = sum(1 for mobile in self.mobiles if mobile.startswith(self.domestic_prefix))
-        return domestic * self.domestic_segments + (len(self.mobiles) - domestic) * self.international_segments
-
-    def by_due(self) -> dict[tuple[datetime | None, Night | None], Sequence[str]]:
-        """The numbers by the moment before which they must not be sent to (None: at once) and the night after it."""
+    def by_due(self) -> dict[tuple[datetime | None, Night | None], Sequence[int]]:
+        """The places in `mobiles` by the moment before which they must not be sent to (None: at once) and the night
+        after it.
+        """
         terms = self.terms
         if terms.quiet is None:
-            return {(terms.due_at, None): self.mobiles}
+            return {(terms.due_at, None): range(len(self.mobiles))}
         due: dict[str, tuple[datetime | None, Night | None]] = {}
-        found: dict[tuple[datetime | None, Night | None], list[str]] = {}
-        for mobile in self.mobiles:
-            code = "86" if mobile.startswith(self.domestic_prefix) else country_code(mobile)
+        found: dict[tuple[datetime | None, Night | None], list[int]] = {}
+        for index, mobile in enumerate(self.mobiles):
+            code = "86" if mobile.startswith(DOMESTIC_PREFIX) else country_code(mobile)
             if code not in due:
                 due[code] = terms.due_of(mobile), terms.night_of(mobile)
-            found.setdefault(due[code], []).append(mobile)
+            found.setdefault(due[code], []).append(index)
         return dict(found)
 
     def without(self, refused: Mapping[int, str]) -> Batch:
@@ -114,10 +119,19 @@ class Batch:
         return replace(
             self,
             mobiles=[self.mobiles[index] for index in kept],
+            segments=[self.segments[index] for index in kept],
+            values=[self.values[index] for index in kept] if self.variables else self.values,
             places=[self.places[index] for index in kept],
             bad=bad[: self.bad_max],
+            bad_by_reason=self._all_bad(refused) if self.tells_all_bad else self.bad_by_reason,
             bad_count=self.bad_count + len(refused),
         )
+
+    def _all_bad(self, refused: Mapping[int, str]) -> dict[str, list[int]]:
+        found = {reason: list(places) for reason, places in self.bad_by_reason.items()}
+        for index, reason in refused.items():
+            found.setdefault(reason, []).append(self.places[index])
+        return {reason: sorted(places) for reason, places in found.items()}
 
 
 def no_valid_recipient(bad_count: int) -> Refusal:
@@ -133,7 +147,7 @@ def no_valid_recipient(bad_count: int) -> Refusal:
 class BatchAcceptor:
     """Accepts batches.
 
-    Parameters: `chunk_messages` how many messages a chunk of a brand and type has.
+    Parameters: `chunk_sizes` how many messages a chunk of a brand and type has.
     """
 
     def __init__(
@@ -142,13 +156,13 @@ class BatchAcceptor:
         ledger: LedgerClient,
         queue: DispatchQueue,
         identifiers: IdentifierSource,
-        chunk_messages: Callable[[int, int], int],
+        chunk_sizes: Callable[[int, int], ChunkSizes],
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._queue = queue
         self._identifiers = identifiers
-        self._chunk_messages = chunk_messages
+        self._chunk_sizes = chunk_sizes
 
     async def send(self, batch: Batch) -> tuple[sms_gateway_pb2.SendBatchSmsResponse, bool]:
         """Accept a batch; return the reply and whether it was given before.
@@ -160,12 +174,15 @@ class BatchAcceptor:
         new_id = self._identifiers.new(batch.brand_id, now_ms())
         key = Key(batch.brand_id, Mode.BATCH, batch.request_id, new_id, batch.fingerprint)
         if batch.terms.refusal is not None:
-            return await self._replied(key, batch.terms.refusal), True
+            return await self._replied(batch, key, batch.terms.refusal), True
         reach("gateway.batch.recording")
         async with self._database.connection() as connection:
             if await store.insert_keys(connection, [key]):
+                _count_broken(batch.sms_type, batch.broken_rules)
                 batch = await self._judged(connection, batch, new_id)
                 record = _record(batch, new_id)
+                if batch.campaign_id:
+                    await self._join_campaign(connection, batch)
                 await store.insert_batch(connection, record)
                 found = None
             else:
@@ -178,7 +195,7 @@ class BatchAcceptor:
                 raise idempotency_conflict(batch.request_id)
             if found.reply is not None:
                 return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply), True
-            key = Key(key.brand_id, key.operation, key.request_id, found.target_id, key.fingerprint)
+            key = replace(key, target_id=found.target_id)
             batch = await self._under_way(batch, found.target_id)
             record = _record(batch, found.target_id)
         return await self._settle(batch, key, record), found is not None
@@ -188,11 +205,12 @@ class BatchAcceptor:
         async with self._database.connection() as connection:
             return bool(await store.find_keys(connection, [Key(brand_id, Mode.BATCH, request_id, "", b"")]))
 
-    async def _replied(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
+    async def _replied(self, batch: Batch, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
         """The reply that the same call got before its text broke a rule; else the refusal is raised."""
         async with self._database.connection() as connection:
             found = (await store.find_keys(connection, [key])).get((key.brand_id, key.request_id))
         if found is None or found.fingerprint != key.fingerprint or found.reply is None:
+            _count_broken(batch.sms_type, batch.broken_rules)
             raise refusal
         return sms_gateway_pb2.SendBatchSmsResponse.FromString(found.reply)
 
@@ -220,8 +238,7 @@ class BatchAcceptor:
             ]
             blocked = await rule_checks.check(connection, asks)
             refused |= {page[place]: blocked_refusal(why, terms.limits).reason for place, why in blocked.items()}
-        for reason, messages in Counter(refused.values()).items():
-            RULE_REFUSALS.labels(TYPE_NAMES[batch.sms_type], reason).inc(messages)
+        _count_broken(batch.sms_type, Counter(refused.values()))
         reach("gateway.batch.judged")
         return batch.without(refused) if refused else batch
 
@@ -236,7 +253,7 @@ class BatchAcceptor:
                 record = _record(batch, batch_id)
                 if recorded == (record.text, record.accepted, record.segments, record.held):
                     return batch
-            elif not batch.terms.are_judged_by_records:
+            elif not (batch.terms.are_judged_by_records or batch.broken_rules):
                 return batch
             raise unavailable("the first call of this request_id has not ended; call again with the same request_id")
 
@@ -267,6 +284,10 @@ class BatchAcceptor:
             segments=record.segments,
             bad_recipients=batch.bad,
             bad_recipient_count=batch.bad_count,
+            bad_by_reason=[
+                sms_gateway_pb2.BadRecipients(reason=reason, indexes=indexes)
+                for reason, indexes in batch.bad_by_reason.items()
+            ],
         )
         accepted = Accepted(
             key.brand_id, Mode.BATCH, key.request_id, key.target_id, frozen.order_no, reply.SerializeToString()
@@ -276,9 +297,15 @@ class BatchAcceptor:
             created_at = await store.accept_batch(connection, accepted)
             if created_at is None:
                 return await self._accepted_elsewhere(connection, key, frozen.order_no)
+            paused = False
+            if batch.campaign_id:
+                state = await pausing.campaign_state(connection, key.brand_id, batch.campaign_id)
+                if state is not None and state.cancelled:
+                    return await self._cancelled_meanwhile(connection, key, frozen.order_no)
+                paused = state is not None and state.paused
             rows = BatchRows(record, frozen.order_no, created_at)
             chunks: list[NewChunk] = []
-            async with store.copying_messages(connection) as copy:
+            async with store.copying_messages(connection, personalised=bool(batch.variables)) as copy:
                 for chunk, messages in self._chunks(batch):
                     chunks.append(chunk)
                     await copy.write(rows.text(chunk.dispatch_id, messages))
@@ -289,33 +316,62 @@ class BatchAcceptor:
                 record,
                 frozen.order_no,
                 chunks,
+                paused=paused,
                 valid_from=batch.terms.valid_from,
                 valid_ms=batch.terms.valid_ms,
             )
+            if paused:
+                await pausing.mark_batch(connection, key.brand_id, key.target_id, paused=True)
             reach("gateway.batch.storing")
         reach("gateway.batch.queued")
         await self._queue.push(
             [
                 QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id)
                 for chunk in chunks
-                # What is held is pushed by a sweeper when it is due.
-                if chunk.due_at is None
+                # What is held is pushed by a sweeper when it is due, what is paused when it is resumed.
+                if chunk.due_at is None and not paused
             ]
         )
         reach("gateway.batch.pushed")
         return reply
 
-    def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[tuple[str, str, int]]]]:
-        at_ms, step = now_ms(), self._chunk_messages(batch.brand_id, batch.sms_type)
-        new = self._identifiers.new
-        for (due_at, night), mobiles in batch.by_due().items():
-            for start in range(0, len(mobiles), step):
+    def _chunks(self, batch: Batch) -> Iterator[tuple[NewChunk, list[BatchMessage]]]:
+        """Chunks of at most one call each, whose messages are all due at the same moment."""
+        sizes = self._chunk_sizes(batch.brand_id, batch.sms_type)
+        at_ms, step = now_ms(), sizes.personalised if batch.variables else sizes.plain
+        new, brand_id = self._identifiers.new, batch.brand_id
+        for (due_at, night), indexes in batch.by_due().items():
+            for start in range(0, len(indexes), step):
+                chosen = indexes[start : start + step]
                 messages = [
-                    (new(batch.brand_id, at_ms), mobile, batch.segments_of(mobile))
-                    for mobile in mobiles[start : start + step]
+                    # Without variables there are no values, and none are written.
+                    (
+                        new(brand_id, at_ms),
+                        batch.mobiles[index],
+                        batch.segments[index],
+                        batch.values[index] if batch.variables else "",
+                    )
+                    for index in chosen
                 ]
-                segments = sum(segments for _, _, segments in messages)
-                yield NewChunk(new(batch.brand_id, at_ms), len(messages), segments, due_at, night), messages
+                segments = sum(message[2] for message in messages)
+                yield NewChunk(new(brand_id, at_ms), len(messages), segments, due_at, night), messages
+
+    async def _join_campaign(self, connection: Connection, batch: Batch) -> None:
+        await pausing.open_campaign(connection, batch.brand_id, batch.campaign_id)
+        state = await pausing.campaign_state(connection, batch.brand_id, batch.campaign_id)
+        if state is not None and state.cancelled:
+            raise campaign_cancelled()
+
+    async def _cancelled_meanwhile(
+        self, connection: Connection, key: Key, order_no: str
+    ) -> sms_gateway_pb2.SendBatchSmsResponse:
+        """Its campaign was cancelled while the batch was being accepted: forget it and give the freeze back."""
+        await connection.rollback()
+        if await store.delete_accepting_batches(connection, [key]):
+            await outbox.insert(connection, [release_owed(self._identifiers, key.brand_id, order_no)], hold_seconds=0)
+        # Must be committed although the call fails.
+        await connection.commit()
+        raise campaign_cancelled()
 
     async def _forget(self, key: Key, refusal: Refusal) -> sms_gateway_pb2.SendBatchSmsResponse:
         """Forget a refused batch, unless another call of the same request_id got it accepted meanwhile."""
@@ -339,6 +395,11 @@ class BatchAcceptor:
         raise unavailable("the batch took too long and was undone; call again with the same request_id")
 
 
+def _count_broken(sms_type: int, broken: Mapping[str, int]) -> None:
+    for reason, messages in broken.items():
+        RULE_REFUSALS.labels(TYPE_NAMES[sms_type], reason).inc(messages)
+
+
 def _record(batch: Batch, batch_id: str) -> NewBatch:
     return NewBatch(
         batch.brand_id,
@@ -347,9 +408,11 @@ def _record(batch: Batch, batch_id: str) -> NewBatch:
         batch.sms_type,
         batch.text,
         len(batch.mobiles),
-        batch.segments(),
+        sum(batch.segments),
         any(due_at is not None for due_at, _ in batch.by_due()),
         batch.terms.subject if batch.terms.limits else None,
+        pack_names(batch.variables),
+        batch.campaign_id or None,
     )
 
 
@@ -404,15 +467,26 @@ class BatchPlaces:
         self._recipients += recipients
 
 
+def campaign_cancelled() -> Refusal:
+    """FAILED_PRECONDITION for what a cancelled campaign does not take."""
+    return failed_precondition("CAMPAIGN_CANCELLED", "the campaign was cancelled; send under another campaign_id")
+
+
 class BatchCanceller:
     """Cancels batches."""
 
-    def __init__(self, database: Database, identifiers: IdentifierSource) -> None:
+    def __init__(self, database: Database, ledger: LedgerClient, identifiers: IdentifierSource) -> None:
         self._database = database
+        self._ledger = ledger
         self._identifiers = identifiers
 
     async def cancel(self, brand_id: int, batch_id: str) -> sms_gateway_pb2.CancelBatchResponse:
-        """Cancel what is still queued of a batch and owe its segments back. Raises NOT_FOUND (BATCH_NOT_FOUND)."""
+        """Cancel what is still queued or paused of a batch and owe its segments back.
+
+        Raises NOT_FOUND (BATCH_NOT_FOUND). While the cost centre is away, a paused chunk that may have been paid for
+        stays paused; call again.
+        """
+        await self._settle_doubt(brand_id, batch_id)
         async with self._database.connection() as connection:
             messages_in_all = await store.mark_batch_cancelled(connection, brand_id, batch_id)
             if messages_in_all is None:
@@ -430,3 +504,30 @@ class BatchCanceller:
         return sms_gateway_pb2.CancelBatchResponse(
             cancelled=len(messages), not_cancelled=messages_in_all - cancelled_in_all
         )
+
+    async def _settle_doubt(self, brand_id: int, batch_id: str) -> None:
+        """Find out of paused chunks whether they were paid for: the same payment asked for once more settles it."""
+        last: list[pausing.Doubtful] = []
+        while True:
+            async with self._database.connection() as connection:
+                items = await pausing.doubtful(connection, brand_id, batch_id, limit=_DOUBTFUL_PER_CALL)
+            if not items or items == last:
+                return
+            last = items
+            requests = [
+                cost_center_pb2.SmsSendPayRequest(
+                    brand_id=brand_id, request_id=item.dispatch_id, order_no=item.order_no, segments=item.segments
+                )
+                for item in items
+            ]
+            settled: list[tuple[pausing.Doubtful, str | None]] = []
+            for item, outcome in zip(items, await self._ledger.batch_pay(requests), strict=True):
+                if not isinstance(outcome, Refusal):
+                    settled.append((item, outcome.payment_no))
+                elif not is_outage(outcome) and outcome.reason != "IDEMPOTENCY_CONFLICT":
+                    settled.append((item, None))
+            if not settled:
+                return
+            async with self._database.connection() as connection:
+                await pausing.settle_doubt(connection, brand_id, settled)
+            reach("gateway.batch.doubt_settled")

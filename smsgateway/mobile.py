@@ -54,6 +54,9 @@ def normalize_mobile(raw: str, default_region: str = "CN") -> str:
         raise ValueError(f"unknown default region {default_region!r}: only CN, or an empty string for none")
     if len(raw) > _LONGEST_RAW:
         raise InvalidMobile(f"more than {_LONGEST_RAW} characters")
+    # Most come as a person in China writes them, or as we do.
+    if default_region == "CN" and _DOMESTIC.fullmatch(raw):
+        return DOMESTIC_PREFIX + raw
     number = _SEPARATORS.sub("", raw)
     if not number:
         raise InvalidMobile("empty")

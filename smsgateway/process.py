@@ -17,15 +17,19 @@ from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
 from protos.smsgateway.v1 import (
+    campaigns_pb2_grpc,
     routing_pb2_grpc,
     sender_rules_pb2_grpc,
     sms_gateway_pb2_grpc,
     webhooks_pb2_grpc,
 )
-from smsgateway import migrations, routing_service, rule_service, webhook_service
+from smsgateway import campaign_service, migrations, routing_service, rule_service, webhook_service
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
+from smsgateway.campaign_service import CampaignService
+from smsgateway.campaigns import BatchPauser, CampaignKeeper
+from smsgateway.carriers.accounts import ChunkSizes
 from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.following import BatchFollower
@@ -126,7 +130,7 @@ class GatewayProcess:
             intake,
             replies,
             settings,
-            kind.chunk_messages(settings),
+            ChunkSizes(kind.chunk_messages(settings), kind.personalised_messages(settings)),
             watchdog.heartbeat("carrier-accounts", interval_seconds=settings.routing_poll_seconds),
         )
         await accounts.start()
@@ -134,17 +138,20 @@ class GatewayProcess:
         book = RuleBook(database, settings)
         await book.open()
         follower = BatchFollower(database, settings)
+        canceller, pauser = BatchCanceller(database, ledger, identifiers), BatchPauser(database, queue, settings)
         service = SmsGatewayService(
             database,
             singles,
-            BatchAcceptor(database, ledger, queue, identifiers, accounts.chunk_messages),
-            BatchCanceller(database, identifiers),
+            BatchAcceptor(database, ledger, queue, identifiers, accounts.chunk_sizes),
+            canceller,
+            pauser,
             ParkedWork(database, ledger, identifiers),
             follower,
             book,
             settings,
         )
-        server = _grpc_server(settings, database, ledger, service)
+        campaigns = CampaignService(database, CampaignKeeper(database, pauser, canceller))
+        server = _grpc_server(settings, database, ledger, service, campaigns)
         if kind.describe(settings) is None:
             log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
         reply_callback = kind.reply_callback(settings)
@@ -174,7 +181,11 @@ class GatewayProcess:
 
 
 def _grpc_server(
-    settings: Settings, database: Database, ledger: LedgerClient, service: SmsGatewayService
+    settings: Settings,
+    database: Database,
+    ledger: LedgerClient,
+    service: SmsGatewayService,
+    campaigns: CampaignService,
 ) -> GrpcServer:
     routes = routing_service.RoutingService(RouteKeeper(database, settings))
     sender_rules = SenderRulesService(database, settings)
@@ -185,8 +196,9 @@ def _grpc_server(
         routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
         sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(sender_rules, server)
         webhooks_pb2_grpc.add_WebhooksServicer_to_server(webhooks, server)
+        campaigns_pb2_grpc.add_CampaignsServicer_to_server(campaigns, server)
 
-    others = (routing_service, rule_service, webhook_service)
+    others = (campaign_service, routing_service, rule_service, webhook_service)
     return GrpcServer(
         settings,
         settings.gateway_address,

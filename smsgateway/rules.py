@@ -1,9 +1,10 @@
 """The sender's rules: what a text must be before it is sent, and when it may be. No I/O.
 
-Rules are judged on the final text of each message: `worded` makes it of a template or of what the caller wrote,
-`checked` judges it and appends the marketing suffix. A personalised batch fills its template once per recipient and
-calls both for each. Numbers that must not be sent to and how often a number may be sent to are judged where the records
-are (`smsgateway.store.rule_checks`); `retry_after` tells a refused caller when to come again.
+Rules are judged on the final text of each message: `filled` makes it of a template, or it is what the caller wrote;
+`checked` judges it and appends the marketing suffix. A text with variables (`smsgateway.variables`) is judged once by
+`checked`, and what recipients get of it by `check_filled`. Numbers that must not be sent to and how often a number may
+be sent to are judged where the records are (`smsgateway.store.rule_checks`); `retry_after` tells a refused caller when
+to come again.
 
 Sources: signature, suffix, frequencies and hours are the customs of mainland China, as its carriers and platforms
 publish them (Chuanglan's document v1.2.0; Aliyun's and Huawei Cloud's pages on limits).
@@ -173,10 +174,13 @@ class Wording:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A text that may be sent, and under which subject its number's messages are counted."""
+    """A text that may be sent, under which subject its number's messages are counted, and the template that it was made
+    of or matches, if any.
+    """
 
     text: str
     subject: str
+    template: Template | None = None
 
 
 # Texts.
@@ -240,14 +244,7 @@ def checked(rules: BrandRules, sms_type: int, wording: Wording, words: Sensitive
     template = wording.template
     if template is None and rules.must_match:
         template = _matching(rules, sms_type, text)
-    line = words.find(text)
-    if line is not None:
-        raise Refusal(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "SENSITIVE_WORD",
-            "the text holds a word of the list of sensitive words",
-            metadata={"line": str(line)},
-        )
+    check_words(words, text)
     if sms_type == MARKETING and rules.suffix is not SuffixRule.OFF and not text.rstrip().endswith(rules.suffix_text):
         if rules.suffix is SuffixRule.REQUIRED:
             raise Refusal(
@@ -257,7 +254,33 @@ def checked(rules: BrandRules, sms_type: int, wording: Wording, words: Sensitive
                 metadata={"suffix": rules.suffix_text},
             )
         text += rules.suffix_text
-    return Checked(text, subject_of(sms_type, wording.text, template))
+    return Checked(text, subject_of(sms_type, wording.text, template), template)
+
+
+def check_words(words: SensitiveWords, text: str) -> None:
+    """Raises INVALID_ARGUMENT (SENSITIVE_WORD) for a text that holds one of the words."""
+    line = words.find(text)
+    if line is not None:
+        raise Refusal(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "SENSITIVE_WORD",
+            "the text holds a word of the list of sensitive words",
+            metadata={"line": str(line)},
+        )
+
+
+def check_filled(rules: BrandRules, text: str, template: Template | None, words: SensitiveWords) -> None:
+    """Judge what one recipient gets of a text with variables that `checked` has passed, by what values can change.
+
+    Parameters: `template` that the text with its variables in place matches; None: it need not match any. The values
+    must leave it a text of that template, so that all recipients are counted under one subject.
+    Raises as `checked`.
+    """
+    if rules.signatures is not None:
+        _check_signature(rules.signatures, text)
+    if template is not None and not _fits(rules, template, text):
+        raise _mismatch("the values make a text that its template does not")
+    check_words(words, text)
 
 
 def subject_of(sms_type: int, text: str, template: Template | None) -> str:
@@ -303,6 +326,14 @@ def _matching(rules: BrandRules, sms_type: int, text: str) -> Template:
     if first is None:
         raise _mismatch("the text matches no approved template of the brand for this type")
     return first.template
+
+
+def _fits(rules: BrandRules, template: Template, text: str) -> bool:
+    """Whether a text matches a template, the suffix put aside on both sides."""
+    whole = text.rstrip().removesuffix(rules.suffix_text)
+    if not template.has_signature and (found := _SIGNATURE.match(whole)):
+        whole = whole[found.end() :]
+    return _without(template.text, rules.suffix_text).matches(whole)
 
 
 def _without(text: TemplateText, suffix: str) -> TemplateText:

@@ -49,6 +49,8 @@ class DispatchState(enum.IntEnum):
     """accepting → queued → claimed → submitting → (gone: sent or failed) | unknown | partial.
 
     submitting → claimed when the carrier surely did not accept; queued → gone when cancelled.
+    queued, claimed → paused and back to queued with the batch; a submitting one that comes back to a paused batch is
+    paused as well (see `smsgateway.store.pausing`).
     unknown: the outcome of the call is not known; a receipt, a pull or time decides. partial: the carrier said that
     some failed but not which; time and the missing receipts decide.
     """
@@ -59,6 +61,7 @@ class DispatchState(enum.IntEnum):
     SUBMITTING = 4
     UNKNOWN = 5
     PARTIAL = 6
+    PAUSED = 7
 
 
 class MessageState(enum.IntEnum):
@@ -149,6 +152,7 @@ message = Table(
     # Of a message in several parts the carrier's ids of those that no receipt has called delivered yet, empty for one
     # whose id nobody knows; null: one id for all.
     Column("parts_open", ARRAY(Text), nullable=True),
+    Column("variables", Text, nullable=True),  # values for those of the batch's text (`smsgateway.variables`)
     PrimaryKeyConstraint("brand_id", "message_id"),
     CheckConstraint("segments > 0", name="message_segments_positive"),
     CheckConstraint("state between 1 and 11", name="message_state_known"),
@@ -181,8 +185,25 @@ batch = Table(
     _moment("cancelled_at", nullable=True),
     Column("held", Boolean, nullable=False, server_default="false"),  # some of it is not due when it is accepted
     _identifier("subject", nullable=True),  # under which its numbers were counted; null: they were not
+    Column("variables", Text, nullable=True),  # names of those in the text; null: the text goes out as it is
+    _identifier("campaign_id", nullable=True),
+    _moment("paused_at", nullable=True),
     PrimaryKeyConstraint("brand_id", "batch_id"),
     Index("batch_accepting", "created_at", postgresql_where=text("accepted_at is null")),
+    Index("batch_campaign", "brand_id", "campaign_id", "batch_id", postgresql_where=text("campaign_id is not null")),
+)
+
+# What batches of one campaign share. Made with the first of them.
+campaign = Table(
+    "campaign",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("campaign_id"),
+    _moment("created_at"),
+    _moment("paused_at", nullable=True),
+    _moment("cancelled_at", nullable=True),
+    PrimaryKeyConstraint("brand_id", "campaign_id"),
+    Index("campaign_created_at", "brand_id", "created_at", "campaign_id"),
 )
 
 dispatch = Table(
@@ -220,13 +241,17 @@ dispatch = Table(
     _identifier("subject", nullable=True),  # under which its number was counted (see `frequency`); null: it was not
     _moment("night_from", nullable=True),  # the next hours in which it must not be sent, and every day after them
     _moment("night_until", nullable=True),
+    # Whether its batch is paused; it may be submitting, unknown, partial, parked or held all the same.
+    Column("paused", Boolean, nullable=False, server_default="false"),
     PrimaryKeyConstraint("brand_id", "dispatch_id"),
     CheckConstraint("messages > 0 and segments > 0", name="dispatch_not_empty"),
     CheckConstraint("state < 2 or order_no is not null", name="dispatch_frozen_before_queued"),
     CheckConstraint(
-        "state < 4 or (payment_no is not null and call_id is not null and submitting_at is not null)",
+        "state < 4 or state = 7 or (payment_no is not null and call_id is not null and submitting_at is not null)",
         name="dispatch_paid_before_submitted",
     ),
+    CheckConstraint("state <> 7 or paused", name="dispatch_paused_with_its_batch"),
+    CheckConstraint("state <> 3 or not paused", name="dispatch_paused_is_not_claimed"),
     Index("dispatch_progress", "state", "changed_at"),
     Index("dispatch_not_before", "not_before", postgresql_where=text("not_before is not null")),
     Index(

@@ -21,6 +21,7 @@ from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
+from smsgateway.campaigns import BatchPauser
 from smsgateway.following import BatchFollower
 from smsgateway.metrics import MESSAGES, MODE_NAMES, RULE_REFUSALS, TYPE_NAMES
 from smsgateway.parked import ParkedKind, ParkedWork
@@ -31,6 +32,7 @@ from smsgateway.settings import Settings
 from smsgateway.store import listing
 from smsgateway.store.parked import Key, ParkedRow
 from smsgateway.terms import Judge
+from smsgateway.variables import unpack_names
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,9 @@ PERMISSIONS: Permissions = {
     f"/{SERVICE}/GetBatch": _VIEWER,
     f"/{SERVICE}/FollowBatch": _VIEWER,
     f"/{SERVICE}/CancelBatch": _SENDER,
+    f"/{SERVICE}/PauseBatch": _SENDER,
+    f"/{SERVICE}/ResumeBatch": _SENDER,
+    f"/{SERVICE}/ListBatches": _VIEWER,
     f"/{SERVICE}/CountSegments": ANY_TOKEN,
     f"/{SERVICE}/ListParked": _ADMIN,
     f"/{SERVICE}/RetryParked": _ADMIN,
@@ -63,6 +68,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         singles: SingleAcceptor,
         batches: BatchAcceptor,
         canceller: BatchCanceller,
+        pauser: BatchPauser,
         parked: ParkedWork,
         follower: BatchFollower,
         book: RuleBook,
@@ -73,6 +79,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         self._batches = batches
         self._places = BatchPlaces(settings)
         self._canceller = canceller
+        self._pauser = pauser
         self._parked = parked
         self._follower = follower
         self._book = book
@@ -186,23 +193,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         batch, states = await self._find_batch(brand_id, request.batch_id)
         if batch is None:
             raise missing
-        return sms_gateway_pb2.GetBatchResponse(
-            batch=sms_gateway_pb2.Batch(
-                batch_id=batch.batch_id,
-                brand_id=brand_id,
-                sms_type=batch.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
-                text=batch.text,
-                accepted=batch.accepted,
-                segments=batch.segments,
-                order_no=batch.order_no,
-                states=[
-                    sms_gateway_pb2.StateCount(state=state, messages=messages)  # type: ignore[arg-type]
-                    for state, messages in states
-                ],
-                created_at=_timestamp(batch.accepted_at),
-                cancelled=batch.cancelled,
-            )
-        )
+        return sms_gateway_pb2.GetBatchResponse(batch=_batch(batch, brand_id, states))
 
     async def FollowBatch(
         self, request: sms_gateway_pb2.FollowBatchRequest, context: Context
@@ -246,6 +237,44 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         reply = await self._canceller.cancel(brand_id, request.batch_id)
         log.info("batch cancelled", batch_id=request.batch_id, brand_id=brand_id, messages=reply.cancelled)
         return reply
+
+    async def PauseBatch(
+        self, request: sms_gateway_pb2.PauseBatchRequest, context: Context
+    ) -> sms_gateway_pb2.PauseBatchResponse:
+        """Pause a batch."""
+        brand_id = self._brand_of_batch(request.batch_id)
+        paused = await self._pauser.pause(brand_id, request.batch_id)
+        log.info("batch paused", batch_id=request.batch_id, brand_id=brand_id, messages=paused.waiting)
+        return sms_gateway_pb2.PauseBatchResponse(paused=paused.waiting, in_flight=paused.in_flight)
+
+    async def ResumeBatch(
+        self, request: sms_gateway_pb2.ResumeBatchRequest, context: Context
+    ) -> sms_gateway_pb2.ResumeBatchResponse:
+        """Go on with a batch."""
+        brand_id = self._brand_of_batch(request.batch_id)
+        resumed = await self._pauser.resume(brand_id, request.batch_id)
+        log.info("batch resumed", batch_id=request.batch_id, brand_id=brand_id, messages=resumed)
+        return sms_gateway_pb2.ResumeBatchResponse(resumed=resumed)
+
+    async def ListBatches(
+        self, request: sms_gateway_pb2.ListBatchesRequest, context: Context
+    ) -> sms_gateway_pb2.ListBatchesResponse:
+        """A page of a brand's batches."""
+        brand_id = asking.required_brand(request.brand_id)
+        current_principal().require_brand(brand_id)
+        size = paging.page_size(request.page_size)
+        campaign_id = asking.listed_campaign(request.campaign_id)
+        before = asking.listed_identifier(
+            paging.decode_token(request.page_token), brand_id, "page_token", "must be a next_page_token of this call"
+        )
+        async with self._database.connection() as connection:
+            batches = await listing.list_batches(
+                connection, brand_id, campaign_id=campaign_id, before=before, limit=size + 1
+            )
+        return sms_gateway_pb2.ListBatchesResponse(
+            batches=[_batch(batch, brand_id) for batch in batches[:size]],
+            next_page_token=paging.encode_token(batches[size - 1].batch_id) if len(batches) > size else "",
+        )
 
     async def CountSegments(
         self, request: sms_gateway_pb2.CountSegmentsRequest, context: Context
@@ -316,6 +345,12 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
     async def _judge(self, brand_id: int) -> Judge:
         rules = await self._book.rules_of(brand_id)
         return Judge(rules, self._book.words, self._book.clock(), self._settings)
+
+    @staticmethod
+    def _brand_of_batch(batch_id: str) -> int:
+        brand_id = asking.identified_brand(batch_id, not_found("BATCH_NOT_FOUND", "there is no such batch"))
+        current_principal().require_brand(brand_id)
+        return brand_id
 
     async def _find_batch(self, brand_id: int, batch_id: str) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
         async with self._database.snapshot() as connection:
@@ -396,6 +431,28 @@ def _timestamp(moment: datetime | None) -> Timestamp | None:
     timestamp = Timestamp()
     timestamp.FromDatetime(moment)
     return timestamp
+
+
+def _batch(batch: listing.SeenBatch, brand_id: int, states: Sequence[tuple[int, int]] = ()) -> sms_gateway_pb2.Batch:
+    return sms_gateway_pb2.Batch(
+        batch_id=batch.batch_id,
+        brand_id=brand_id,
+        sms_type=batch.sms_type,  # type: ignore[arg-type] # the record holds the enum's number
+        text=batch.text,
+        accepted=batch.accepted,
+        segments=batch.segments,
+        order_no=batch.order_no,
+        states=[
+            sms_gateway_pb2.StateCount(state=state, messages=messages)  # type: ignore[arg-type]
+            for state, messages in states
+        ],
+        created_at=_timestamp(batch.accepted_at),
+        cancelled=batch.cancelled,
+        variables=unpack_names(batch.variables),
+        campaign_id=batch.campaign_id,
+        paused=batch.paused,
+        request_id=batch.request_id,
+    )
 
 
 def _message(message: listing.SeenMessage) -> sms_gateway_pb2.Message:

@@ -75,6 +75,13 @@ class Settings(BaseSettings):
     chuanglan_batch_max: int = Field(
         1_000, ge=1, le=1_000, description="Numbers in one call at Chuanglan; its pages say 1,000, some contracts less"
     )
+    chuanglan_personalised_max: int = Field(
+        1_000,
+        ge=0,
+        le=1_000,
+        description="Numbers in one call with variables at Chuanglan; its pages say 1,000; 0: the account may not make "
+        "them, and each such message goes by itself",
+    )
     chuanglan_connect_seconds: float = Field(
         3, gt=0, le=60, description="How long a connection to Chuanglan may take; until it stands nothing was sent"
     )
@@ -210,6 +217,12 @@ class Settings(BaseSettings):
         gt=0,
         le=86_400,
         description="Age at which what is being accepted counts as abandoned: messages resume, batches are undone",
+    )
+    pause_seconds: float = Field(
+        10,
+        gt=0,
+        le=300,
+        description="How long a pause waits for chunks that workers are just changing; then the call is to be repeated",
     )
     key_days: int = Field(30, ge=1, le=3_650, description="How long a request_id is remembered with its reply")
     stream_entry_seconds: float = Field(
@@ -458,6 +471,7 @@ class Settings(BaseSettings):
                 connect_timeout_s=self.chuanglan_connect_seconds,
                 total_timeout_s=self.chuanglan_call_seconds,
                 batch_numbers_max=self.chuanglan_batch_max,
+                personalised_numbers_max=self.chuanglan_personalised_max,
                 text_characters_max=self.text_characters_max,
                 closed_hours_delay_s=self.chuanglan_closed_hours_seconds,
             )

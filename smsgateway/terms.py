@@ -13,9 +13,13 @@ from smsgateway.rules import (
     NO_LIMITS,
     NO_RULES,
     BrandRules,
+    Checked,
     Limits,
     QuietHours,
+    Template,
     Wording,
+    check_filled,
+    check_words,
     checked,
     filled,
     is_signature,
@@ -28,6 +32,7 @@ from smsgateway.rules import (
 from smsgateway.sensitive_words import NO_WORDS, SensitiveWords
 from smsgateway.settings import Settings
 from smsgateway.templates import VARIABLES_MAX
+from smsgateway.variables import InvalidVariables, VariableText, names_in, parse
 from smsgateway.zones import country_code, zones_of
 
 Asked = sms_gateway_pb2.SendSmsRequest | sms_gateway_pb2.BatchHeader
@@ -43,16 +48,35 @@ _SECONDS_MIN, _SECONDS_MAX = -62_135_596_800, 253_402_300_799
 
 
 @dataclass(frozen=True, slots=True)
+class Filling:
+    """A text with variables, and by what the texts that are made of it are judged.
+
+    `text` as it is stored, signature and suffix included; `template` that it matches, None: it need not match any.
+    """
+
+    text: VariableText
+    rules: BrandRules = NO_RULES
+    template: Template | None = None
+    words: SensitiveWords = NO_WORDS
+
+    def check(self, final: str) -> None:
+        """Judge what a recipient gets. Raises the refusal of a rule, as `smsgateway.rules.check_filled`."""
+        check_filled(self.rules, final, self.template, self.words)
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What holds for a message, or for each message of a batch.
 
-    `text` the final one; `subject` and `limits` by which its number is counted, none set: it is not; `suppressed`:
-    suppressions are to be looked up; `due_at`: it is scheduled; `quiet` hours in which it must not go at `moment`, that
-    is when it would; `valid_ms`: not to be sent so long after `valid_from`, or after its acceptance without it;
-    `refusal` by a rule: only a call that was answered before gets another reply.
+    `text` the final one, or with variables in place; then `filling` makes the final ones; `subject` and `limits` by
+    which its number is counted, none set: it is not; `suppressed`: suppressions are to be looked up; `due_at`: it is
+    scheduled; `quiet` hours in which it must not go at `moment`, that is when it would; `valid_ms`: not to be sent so
+    long after `valid_from`, or after its acceptance without it; `refusal` by a rule: only a call that was answered
+    before gets another reply.
     """
 
     text: str = ""
+    filling: Filling | None = None
     moment: datetime = _BEGINNING
     subject: str = ""
     limits: Limits = NO_LIMITS
@@ -99,18 +123,23 @@ class Judge:
         sms_type = asked.sms_type
         due_at = self._due_at(asked)
         marketing = sms_type == MARKETING
-        text, subject, refusal = "", "", None
+        text, subject, filling, refusal = "", "", None, None
         try:
-            found = checked(self.rules, sms_type, self._wording(asked), self.words)
+            names = _variables(asked)
+            # A name is no part of any text that is sent.
+            found = checked(self.rules, sms_type, self._wording(asked), NO_WORDS if names else self.words)
             text, subject = found.text, found.subject
+            filling = self._filling(found, names, prefix) if names else None
+            count = len(filling.text.written("")) if filling else len(text)
             longest = self.settings.text_characters_max
-            if len(text) > longest:
+            if count > longest:
                 made = "with what is put to it must have"
-                raise invalid_fields({f"{prefix}text": f"{made} at most {longest} characters; it has {len(text)}"})
+                raise invalid_fields({f"{prefix}text": f"{made} at most {longest} characters; it has {count}"})
         except Refusal as error:
-            refusal = error
+            text, subject, filling, refusal = "", "", None, error
         return Terms(
             text=text,
+            filling=filling,
             moment=due_at or self.now,
             subject=subject,
             limits=self.rules.limits_of(sms_type),
@@ -129,7 +158,9 @@ class Judge:
         elif asked.template_values:
             violations[f"{prefix}template_values"] = "must be empty without a template_id"
         if asked.signature:
-            if not is_signature(asked.signature):
+            if _variables(asked) and names_in(asked.signature):
+                violations[f"{prefix}signature"] = "must have no variable"
+            elif not is_signature(asked.signature):
                 violations[f"{prefix}signature"] = "must have 1 to 20 printable characters without 【 and 】"
             elif signature_of(asked.text) is not None:
                 violations[f"{prefix}signature"] = "must be empty for a text that has one"
@@ -139,6 +170,15 @@ class Judge:
             nanos, seconds = asked.valid_for.nanos, asked.valid_for.seconds
             if not (0 <= nanos < _NANOS and seconds >= 1 and seconds + (nanos > 0) <= _VALID_SECONDS_MAX):
                 violations[f"{prefix}valid_for"] = f"must be 1 to {_VALID_SECONDS_MAX} seconds"
+
+    def _filling(self, found: Checked, names: tuple[str, ...], prefix: str) -> Filling:
+        try:
+            text = parse(found.text, names)
+        except InvalidVariables as error:
+            raise invalid_fields({f"{prefix}variables": error.rule}) from None
+        # No word goes over a line's end: what stands between variables is judged piece by piece.
+        check_words(self.words, text.written("\n"))
+        return Filling(text, self.rules, found.template, self.words)
 
     def _check_send_at(self, asked: Asked, violations: Violations, prefix: str) -> None:
         moment = asked.send_at
@@ -189,12 +229,20 @@ def content_of(asked: Asked) -> str:
 def _check_template(asked: Asked, violations: Violations, prefix: str) -> None:
     if asked.text:
         violations[f"{prefix}text"] = "must be empty with a template_id"
+    if _variables(asked):
+        violations[f"{prefix}template_id"] = "must be empty for a text with variables; give the text itself"
+        return
     if len(asked.template_id) > _TEMPLATE_ID_CHARACTERS_MAX or not asked.template_id.isprintable():
         violations[f"{prefix}template_id"] = (
             f"must be a template's id, at most {_TEMPLATE_ID_CHARACTERS_MAX} characters"
         )
     if len(asked.template_values) > VARIABLES_MAX:
         violations[f"{prefix}template_values"] = f"must be at most {VARIABLES_MAX}"
+
+
+def _variables(asked: Asked) -> tuple[str, ...]:
+    """The names of the text's variables; none: it has none."""
+    return tuple(asked.variables) if isinstance(asked, sms_gateway_pb2.BatchHeader) else ()
 
 
 def _milliseconds(asked: Asked) -> int:

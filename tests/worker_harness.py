@@ -31,6 +31,7 @@ from smsgateway.carriers.base import (
     CallOutcome,
     Carrier,
     CarrierLimits,
+    PersonalisedCall,
     PulledReceipts,
     PulledReplies,
     SingleCall,
@@ -76,17 +77,28 @@ QUICK: dict[str, Any] = {
 }
 
 
+Call = SingleCall | BatchCall | PersonalisedCall
+
+
 class ScriptedCarrier:
     """A carrier whose answers a test decides, call by call; what it cannot do is lie about having been called."""
 
-    def __init__(self, *, max_batch: int = 1_000, timeout_s: float = 1.0) -> None:
-        self.calls: list[SingleCall | BatchCall] = []
+    def __init__(
+        self, *, max_batch: int = 1_000, max_personalised: int = 1_000, without: str = ",;", timeout_s: float = 1.0
+    ) -> None:
+        self.calls: list[Any] = []
         self.outcomes: list[CallOutcome] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.called = asyncio.Event()
         self.latency_s = 0.0
-        self._limits = CarrierLimits(max_text_characters=536, max_batch=max_batch, call_timeout_s=timeout_s)
+        self._limits = CarrierLimits(
+            max_text_characters=536,
+            max_batch=max_batch,
+            call_timeout_s=timeout_s,
+            max_personalised=max_personalised,
+            personalised_without=without,
+        )
 
     @property
     def account_id(self) -> str:
@@ -107,6 +119,9 @@ class ScriptedCarrier:
     async def send_batch(self, call: BatchCall) -> CallOutcome:
         return await self._answer(call)
 
+    async def send_personalised(self, call: PersonalisedCall) -> CallOutcome:
+        return await self._answer(call)
+
     async def balance(self) -> int:
         return 1
 
@@ -122,7 +137,7 @@ class ScriptedCarrier:
     async def aclose(self) -> None:
         pass
 
-    async def _answer(self, call: SingleCall | BatchCall) -> CallOutcome:
+    async def _answer(self, call: Call) -> CallOutcome:
         self.calls.append(call)
         self.called.set()
         await self.gate.wait()
@@ -132,7 +147,7 @@ class ScriptedCarrier:
         return CallOutcome(Verdict.ACCEPTED, carrier_message_id=f"m-{call.call_id}", code="0")
 
 
-def _mobiles(call: SingleCall | BatchCall) -> tuple[str, ...]:
+def _mobiles(call: Call) -> tuple[str, ...]:
     return (call.mobile,) if isinstance(call, SingleCall) else call.mobiles
 
 

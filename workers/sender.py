@@ -23,7 +23,15 @@ from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
-from smsgateway.carriers.base import BatchCall, CallOutcome, SingleCall, Verdict
+from smsgateway.carriers.base import (
+    BatchCall,
+    CallOutcome,
+    Carrier,
+    CarrierLimits,
+    PersonalisedCall,
+    SingleCall,
+    Verdict,
+)
 from smsgateway.ledger_client import is_outage
 from smsgateway.queues import Queue
 from smsgateway.references import call_id_of
@@ -40,6 +48,7 @@ from smsgateway.store.sending import (
     Unmark,
     Unmarked,
 )
+from smsgateway.variables import parse, unpack_values
 from workers.accounts import Account, Accounts
 from workers.backoff import delay_seconds
 from workers.breaker import Permit
@@ -83,6 +92,10 @@ _FREEZES_ANEW_MAX = 3
 _LOOK_SECONDS = 1.0
 _NO_WAY = "NO_ROUTE"
 _CLAIM_TO_MARK_TRIES_MAX = 3
+# Parts of a divided chunk in hand at once; most chunks have two.
+_PARTS_AT_ONCE = 64
+# With fewer numbers in a call the single interface does as well.
+_PERSONALISED_MIN = 2
 
 
 class PayLedger(Protocol):
@@ -115,9 +128,11 @@ class _Later(Exception):  # noqa: N818 - says what happens
 
 
 class _Apart(Exception):  # noqa: N818 - says what happens
-    """A chunk cannot go in one call: its numbers have different ways, or there are too many."""
+    """A chunk cannot go in one call: its numbers have different ways, or there are too many, or values of some cannot
+    go with the others'. `parts` the places of each part's messages.
+    """
 
-    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.parts = parts
 
@@ -326,7 +341,8 @@ class Sender:
             if progress.claimed.night_seconds:
                 # Its number sleeps by now: a backlog has brought it here.
                 raise _Later(progress.claimed.night_seconds)
-            # Before anything is paid: who has no way can be cancelled, and parts pay for themselves.
+            # Before anything is paid: who has no way can be cancelled. Parts of one way are paid as a whole: a thousand
+            # parts are not a thousand payments.
             await self._find_way(place, progress)
             # What may have been paid for is asked for its payment first, so that it is refunded and not released.
             await self._pay(progress)
@@ -343,20 +359,14 @@ class Sender:
                 if outcome is not None and await self._settle(place, progress, call_id, outcome, leave.account):
                     return
         except _Apart as apart:
-            await self._split(place, progress, apart.parts)
+            await self._divide(place, progress, None, apart.parts)
 
     # Choose the account.
 
     async def _find_way(self, place: _Place, progress: _Progress) -> None:
-        """Wait until there is an account that may be called, one that rests included, and see that the dispatch fits
-        into one call of the first.
-        """
-        accounts = self._usable(progress)
-        if not accounts:
+        """Wait until there is an account that may be called, one that rests included."""
+        if not self._usable(progress):
             await self._wait_for_way(place, progress)
-            accounts = self._usable(progress)
-        if accounts:
-            self._check_size(progress, accounts[0])
 
     async def _wait_for_way(self, place: _Place, progress: _Progress) -> None:
         """Wait for a usable account. Raises `_Later` when it takes long, and fails the dispatch after the time that an
@@ -388,7 +398,8 @@ class Sender:
             # Rules may have changed since.
             parts = routing.parts(claimed.brand_id, claimed.sms_type, claimed.mobiles)
             if len(parts) > 1:
-                raise _Apart([mobiles for _, mobiles in parts])
+                place_of = {mobile: place for place, mobile in enumerate(claimed.mobiles)}
+                raise _Apart([[place_of[mobile] for mobile in mobiles] for _, mobiles in parts])
             progress.routing, progress.order = routing, parts[0][0].order(claimed.dispatch_id)
         return self._accounts.usable(progress.order)[: self._settings.failover_accounts_max]
 
@@ -397,13 +408,17 @@ class Sender:
         claimed = progress.claimed
         if claimed.messages == 1:
             return
-        most = min(
-            account.messages_max,
-            *(limit.burst for limit in self._accounts.limits_of(claimed.brand_id, claimed.sms_type)),
-            claimed.messages,
-        )
-        if claimed.messages > most:
-            raise _Apart([claimed.mobiles[at : at + most] for at in range(0, claimed.messages, most)])
+        bursts = [limit.burst for limit in self._accounts.limits_of(claimed.brand_id, claimed.sms_type)]
+        if account.rate is not None:
+            bursts.append(account.rate.burst)
+        most = min(bursts, default=claimed.messages)
+        parts = [
+            part[at : at + most]
+            for part in parts_for(claimed, account.carrier.limits)
+            for at in range(0, len(part), most)
+        ]
+        if len(parts) > 1:
+            raise _Apart(parts)
 
     async def _admitted(self, place: _Place, progress: _Progress) -> _Leave:
         """Leave to call the first account that may be called. While all rest the dispatch waits, claimed and paid, for
@@ -465,10 +480,10 @@ class Sender:
                 if not slots.try_acquire():
                     await wait(partial(slots.acquire, place.queue), until - time.monotonic())
                 held.callback(slots.release)
-                if messages > account.messages_max:
+                rate, calls = account.rate, account.calls
+                if rate is not None and messages > rate.burst:
                     # Its limit is another since it was looked at.
                     return None
-                rate, calls = account.rate, account.calls
                 if rate is not None:
                     if not rate.try_acquire(messages):
                         await wait(partial(rate.acquire, messages, sms_type), until - time.monotonic())
@@ -516,30 +531,6 @@ class Sender:
             yield
         finally:
             place.take_up()
-
-    async def _split(self, place: _Place, progress: _Progress, parts: Sequence[Sequence[str]]) -> None:
-        """Replace a chunk by parts that each fit into a call, of the same payment if there is one, and take all of them
-        to their end.
-        """
-        claimed = progress.claimed
-        now_ms = time.time_ns() // 1_000_000
-        by_id = {self._identifiers.new(claimed.brand_id, now_ms): mobiles for mobiles in parts}
-
-        async def split(_again: bool) -> None:
-            async with self._database.connection() as connection:
-                await sending.split(
-                    connection,
-                    claimed.brand_id,
-                    claimed.dispatch_id,
-                    by_id,
-                    epoch=claimed.epoch,
-                    payment_no=progress.payment_no,
-                )
-
-        await self._insist("split", split, patient=True)
-        reach("worker.dispatch.split")
-        log.info("chunk split", messages=claimed.messages, parts=len(by_id))
-        await asyncio.gather(*(self._send_half(place, claimed, part) for part in by_id))
 
     # Claim.
 
@@ -665,6 +656,8 @@ class Sender:
         try:
             if self._mode is Mode.SINGLE:
                 return await carrier.send_single(SingleCall(call_id, claimed.mobiles[0], claimed.text))
+            if claimed.variables:
+                return await _call_personalised(carrier, claimed, call_id)
             return await carrier.send_batch(BatchCall(call_id, claimed.mobiles, claimed.text))
         except Exception:
             # A carrier does not raise; should one do, the call may have been made.
@@ -737,7 +730,7 @@ class Sender:
         elif verdict is Verdict.UNKNOWN:
             await self._set_unknown(claimed, call_id, outcome)
         elif verdict is Verdict.BAD_NUMBER and claimed.messages > 1:
-            await self._halve(place, progress, call_id)
+            await self._divide(place, progress, call_id, _halves(claimed.messages))
         elif verdict in (Verdict.REFUSED, Verdict.BAD_NUMBER):
             log.info("refused by the carrier", code=outcome.code, messages=claimed.messages)
             await self._fail(_failure(claimed, call_id, outcome), claimed.messages)
@@ -870,39 +863,58 @@ class Sender:
         await self._fail(failure, claimed.messages)
         raise _Ended
 
-    async def _halve(self, place: _Place, progress: _Progress, call_id: str) -> None:
-        """Replace a chunk by two halves of the same payment and take both to their end."""
+    async def _divide(
+        self, place: _Place, progress: _Progress, call_id: str | None, parts: Sequence[Sequence[int]]
+    ) -> None:
+        """Replace a chunk by several of the same payment and take them all to their end.
+
+        Parameters: `parts` the places of each part's messages among those of the chunk.
+        """
         claimed = progress.claimed
         now_ms = time.time_ns() // 1_000_000
-        first = self._identifiers.new(claimed.brand_id, now_ms)
-        second = self._identifiers.new(claimed.brand_id, now_ms)
+        ids = [self._identifiers.new(claimed.brand_id, now_ms) for _ in parts]
+        part_of = [""] * claimed.messages
+        for part_id, places in zip(ids, parts, strict=True):
+            for each in places:
+                part_of[each] = part_id
 
-        async def halve(_again: bool) -> None:
+        async def divide(_again: bool) -> None:
             async with self._database.connection() as connection:
-                await sending.halve(
+                await sending.divide(
                     connection,
                     claimed.brand_id,
                     claimed.dispatch_id,
-                    (first, second),
+                    part_of,
                     call_id=call_id,
                     epoch=claimed.epoch,
+                    payment_no=progress.payment_no,
                 )
 
-        await self._insist("halve", halve, patient=True)
-        reach("worker.dispatch.halved")
-        log.info("chunk halved", messages=claimed.messages, first=first, second=second)
-        await asyncio.gather(*(self._send_half(place, claimed, half) for half in (first, second)))
+        await self._insist("divide", divide, patient=True)
+        if call_id is None:
+            reach("worker.dispatch.split")
+        else:
+            reach("worker.dispatch.halved")
+        log.info("chunk divided", messages=claimed.messages, parts=len(ids), first=ids[0])
+        # One of a thousand parts need not wait for another, but not all have to be in hand at once either.
+        left = iter(ids)
 
-    async def _send_half(self, place: _Place, parent: Claimed, dispatch_id: str) -> None:
-        # Whether the halves exist is asked of the record: the answer to halving may have been lost.
+        async def send_next() -> None:
+            for part_id in left:
+                await self._send_part(place, claimed, part_id)
+
+        await asyncio.gather(*(send_next() for _ in range(min(len(ids), _PARTS_AT_ONCE))))
+
+    async def _send_part(self, place: _Place, parent: Claimed, dispatch_id: str) -> None:
+        # Whether the parts exist is asked of the record: the answer to dividing may have been lost.
         request = ClaimRequest(parent.brand_id, dispatch_id, parent.epoch, again=True)
         try:
-            half = await self._claimed(request)
+            part = await self._claimed(request)
         except Stopping:
             # A sweeper finds it: claimed under an epoch that is over.
             return
-        if half is not None:
-            await self._finish(place, half)
+        if part is not None:
+            await self._finish(place, part)
 
     async def _unknown_all(self, calls: list[tuple[int, str, str]]) -> list[bool]:
         async with self._database.connection() as connection:
@@ -980,6 +992,40 @@ class Sender:
         wait = delay_seconds(failures, base=0.1, longest=self._settings.loop_retry_seconds_max)
         log.warning("step failed, tried again", step=what, failures=failures, error=type(error).__name__)
         await self._stop.sleep(wait)
+
+
+async def _call_personalised(carrier: Carrier, claimed: Claimed, call_id: str) -> CallOutcome:
+    text = parse(claimed.text, claimed.variables)
+    values = tuple(unpack_values(each) for each in claimed.values)
+    if claimed.messages == 1:
+        return await carrier.send_single(SingleCall(call_id, claimed.mobiles[0], text.render(values[0])))
+    return await carrier.send_personalised(PersonalisedCall(call_id, text, claimed.mobiles, values))
+
+
+def parts_for(claimed: Claimed, limits: CarrierLimits) -> list[Sequence[int]]:
+    """How a chunk is divided so that each part is one call of the carrier's: the places of each part's messages.
+
+    One part: the chunk goes as it is. A text with variables needs the carrier's call for them; whoever's values cannot
+    go that way goes alone, by the single interface.
+    """
+    count = claimed.messages
+    if count == 1:
+        return [range(1)]
+    if not claimed.variables:
+        return [range(at, min(at + limits.max_batch, count)) for at in range(0, count, limits.max_batch)]
+    if limits.max_personalised < _PERSONALISED_MIN:
+        return [range(place, place + 1) for place in range(count)]
+    without = frozenset(limits.personalised_without)
+    alone = [place for place, values in enumerate(claimed.values) if not without.isdisjoint(values)]
+    barred = set(alone)
+    together = [place for place in range(count) if place not in barred]
+    step = limits.max_personalised
+    parts: list[Sequence[int]] = [together[start : start + step] for start in range(0, len(together), step)]
+    return parts + [[place] for place in alone]
+
+
+def _halves(count: int) -> list[Sequence[int]]:
+    return [range(count // 2), range(count // 2, count)]
 
 
 def _observed(

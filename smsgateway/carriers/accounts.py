@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -29,6 +29,13 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # What must not leave this machine, whoever may set up accounts: our own secrets.
 _OURS: Final = re.compile(r"SMSBILL_(DATABASE_URL|COSTCENTER_DATABASE_URL|REDIS_URL|.*TOKEN)", re.IGNORECASE)
 _SECRET_BYTES_MAX: Final = 4_096
+
+
+class ChunkSizes(NamedTuple):
+    """Messages of a chunk, which is one call: of a batch with one text for all, and of one with variables."""
+
+    plain: int
+    personalised: int
 
 
 class TableAccount:
@@ -59,6 +66,10 @@ class TableAccount:
     def chunk_messages(self) -> int:
         """See `CarrierKind.chunk_messages`."""
         return self._kind.chunk_messages(self._settings)
+
+    def personalised_messages(self) -> int:
+        """See `CarrierKind.personalised_messages`."""
+        return self._kind.personalised_messages(self._settings)
 
     def callback(self) -> Callback | None:
         """See `CarrierKind.callback`."""

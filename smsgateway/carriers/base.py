@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Final, Protocol, runtime_checkable
 
 from smsgateway.mobile import mask_mobile
+from smsgateway.variables import VariableText
 
 CALL_ID: Final = re.compile(r"[!-~]{1,64}")
 """A call id: printable ASCII without spaces, so that it survives JSON, queries and the carrier's database."""
@@ -91,6 +92,29 @@ class BatchCall:
         assert CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
         assert self.mobiles, "a batch without numbers"
         assert len(set(self.mobiles)) == len(self.mobiles), "a number twice in one batch"
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalisedCall:
+    """One text with variables to many numbers, each with values of its own, with one call and one answer.
+
+    Attributes:
+        call_id: our id of this call, as `CALL_ID`; each receipt brings it back.
+        text: the text, taken apart: `text.written` and `text.in_places` give what carriers ask for.
+        mobiles: the receivers in E.164, at least two and none twice. At most `CarrierLimits.max_personalised`.
+        values: for each receiver a value for each variable, none of which holds any of
+            `CarrierLimits.personalised_without`.
+    """
+
+    call_id: str
+    text: VariableText
+    mobiles: tuple[str, ...]
+    values: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        assert CALL_ID.fullmatch(self.call_id), "call_id breaks its rule"
+        assert len(self.mobiles) == len(self.values), "values for each number"
+        assert len(set(self.mobiles)) == len(self.mobiles), "a number twice in one call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +254,9 @@ class CarrierLimits:
         call_timeout_s: seconds after which every call has returned, whatever the carrier does.
         max_pull: receipts that one pull may ask for; 0: this carrier has none to pull.
         max_pull_replies: the same for replies.
+        max_personalised: numbers in a call with variables; 0: this carrier has no such call, and such messages go by
+            `send_single`, each filled in.
+        personalised_without: characters that no value of such a call may hold; who has them goes by `send_single`.
     """
 
     max_text_characters: int
@@ -237,6 +264,8 @@ class CarrierLimits:
     call_timeout_s: float
     max_pull: int = 0
     max_pull_replies: int = 0
+    max_personalised: int = 0
+    personalised_without: str = ""
 
 
 class CarrierError(Exception):
@@ -292,6 +321,13 @@ class Carrier(Protocol):
 
     async def send_batch(self, call: BatchCall) -> CallOutcome:
         """Send one text to at most `CarrierLimits.max_batch` numbers; otherwise as `send_single`."""
+
+    async def send_personalised(self, call: PersonalisedCall) -> CallOutcome:
+        """Send one text with variables to at most `CarrierLimits.max_personalised` numbers; otherwise as `send_single`.
+
+        Receivers that the carrier left out are counted in `CallOutcome.failed_count`, said or not. Never called where
+        that limit is 0.
+        """
 
     async def balance(self) -> int:
         """Segments left at the carrier.

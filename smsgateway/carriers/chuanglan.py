@@ -32,6 +32,7 @@ from smsgateway.carriers.base import (
     CarrierReceipt,
     CarrierReply,
     MalformedReceipt,
+    PersonalisedCall,
     PulledReceipts,
     PulledReplies,
     ReceiptNotAuthentic,
@@ -103,6 +104,13 @@ RECEIPT_AGAIN: Final = b'{"clcode":"111111"}'
 CHINA_TIME: Final = timezone(timedelta(hours=8), "Asia/Shanghai")
 
 _SUBMIT_PATHS: Final = ("/msg/send/json", "/msg/v1/send/json")
+_PERSONALISED_PATH: Final = "/msg/variable/json"
+_VARIABLE: Final = "{$var}"
+# No escaping of the commas and semicolons between values is documented. And who knows whether braces in a value are
+# looked at for variables once more, or line breaks end a group.
+_PERSONALISED_WITHOUT: Final = ",;{}\n\r\t"
+# Refusals that the values of one recipient may cause: sensitive word, length, parameter groups.
+_OF_ONE_RECIPIENT: Final = frozenset({"105", "106", "114"})
 _BALANCE_PATH: Final = "/msg/balance/json"
 _PULL_PATH: Final = "/msg/pull/report"
 _PULL_REPLIES_PATH: Final = "/msg/pull/mo"
@@ -141,6 +149,8 @@ class ChuanglanConfig:
         idle_connection_s: seconds after which an unused connection is closed. Must be shorter than the server's own
             (nginx: 75), since a call that meets a connection just closed ends as unknown.
         batch_numbers_max: numbers in one call; 1,000 by the vendor's pages, lower by some contracts.
+        personalised_numbers_max: numbers in one call with variables; 1,000 by the vendor's pages, 0 for accounts that
+            may not make such calls.
         text_characters_max: characters of a text; 536 = 8 x 67.
         closed_hours_delay_s: seconds to wait after code 110, outside the hours of sending.
     """
@@ -157,6 +167,7 @@ class ChuanglanConfig:
     connections_max: int = 32
     idle_connection_s: float = 15.0
     batch_numbers_max: int = 1_000
+    personalised_numbers_max: int = 1_000
     text_characters_max: int = 536
     closed_hours_delay_s: float = 900.0
 
@@ -175,8 +186,9 @@ class ChuanglanConfig:
         for name in ("connections_max", "idle_connection_s", "batch_numbers_max", "text_characters_max"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
-        if self.closed_hours_delay_s < 0:
-            raise ValueError("closed_hours_delay_s must not be negative")
+        for name in ("closed_hours_delay_s", "personalised_numbers_max"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +235,8 @@ class ChuanglanCarrier:
             call_timeout_s=config.total_timeout_s,
             max_pull=PULL_COUNT_MAX,
             max_pull_replies=PULL_COUNT_MAX,
+            max_personalised=config.personalised_numbers_max,
+            personalised_without=_PERSONALISED_WITHOUT,
         )
 
     @property
@@ -243,6 +257,36 @@ class ChuanglanCarrier:
         """Send one text to many numbers with one call; see `Carrier.send_batch`."""
         assert len(call.mobiles) <= self._limits.max_batch, "a batch beyond the carrier's limit"
         return await self._send(call.call_id, call.mobiles, call.text)
+
+    async def send_personalised(self, call: PersonalisedCall) -> CallOutcome:
+        """Send one text with variables to many numbers with one call; see `Carrier.send_personalised`.
+
+        Groups that break the vendor's format are dropped over there without a word, so what ``successNum`` does not
+        count has failed.
+        """
+        assert len(call.mobiles) <= self._limits.max_personalised, "a call beyond the carrier's limit"
+        groups = []
+        for mobile, values in zip(call.mobiles, call.values, strict=True):
+            national = national_mobile(mobile)
+            if national is None:
+                return _foreign_number()
+            if len(call.text.render(values)) > self._limits.max_text_characters:
+                # Of this one; alone it is refused, and the others are not.
+                return replace(self._too_long(), verdict=Verdict.BAD_NUMBER)
+            groups.append(",".join([national, *call.text.in_places(values)]))
+        request = {
+            "account": self._config.account,
+            "password": self._config.password,
+            "msg": call.text.written(_VARIABLE),
+            "params": ";".join(groups),
+            "report": "true",
+            "uid": call.call_id,
+        }
+        outcome = await self._submit(_PERSONALISED_PATH, request, len(groups))
+        if outcome.code in _OF_ONE_RECIPIENT and outcome.verdict is Verdict.REFUSED:
+            # One recipient's values may be why; the others are not to fail with it.
+            return replace(outcome, verdict=Verdict.BAD_NUMBER)
+        return outcome
 
     async def balance(self) -> int:
         """Segments left at Chuanglan.
@@ -388,13 +432,10 @@ class ChuanglanCarrier:
 
     async def _send(self, call_id: str, mobiles: tuple[str, ...], text: str) -> CallOutcome:
         if not 0 < len(text) <= self._limits.max_text_characters:
-            limit = self._limits.max_text_characters
-            return CallOutcome(Verdict.REFUSED, detail=f"not sent: a text has 1 to {limit} characters")
+            return self._too_long()
         national = [national_mobile(mobile) for mobile in mobiles]
         if None in national:
-            return CallOutcome(
-                Verdict.BAD_NUMBER, detail="not sent: only mobile numbers of mainland China can be sent this way"
-            )
+            return _foreign_number()
         request = {
             "account": self._config.account,
             "password": self._config.password,
@@ -403,15 +444,22 @@ class ChuanglanCarrier:
             "report": "true",
             "uid": call_id,
         }
+        return await self._submit(self._config.path, request, len(mobiles))
+
+    def _too_long(self) -> CallOutcome:
+        limit = self._limits.max_text_characters
+        return CallOutcome(Verdict.REFUSED, detail=f"not sent: a text has 1 to {limit} characters")
+
+    async def _submit(self, path: str, request: Mapping[str, str], numbers: int) -> CallOutcome:
         try:
             body = orjson.dumps(request)
         except TypeError:
             return CallOutcome(Verdict.REFUSED, detail="not sent: the text is not valid Unicode")
         try:
-            answer = await self._post(self._config.path, body)
+            answer = await self._post(path, body)
         except Exception as error:
             return failed(error)
-        outcome = self._judge(answer, len(mobiles))
+        outcome = self._judge(answer, numbers)
         self._calls.note(answer.http, outcome, readable=answer.fields is not None)
         return outcome
 
@@ -448,6 +496,10 @@ class ChuanglanKind(CarrierKind):
         """See `CarrierKind.open`."""
         config = settings.chuanglan()
         return None if config is None else ChuanglanCarrier(replace(config, connections_max=connections_max))
+
+    def personalised_messages(self, settings: "Settings") -> int:
+        """See `CarrierKind.personalised_messages`."""
+        return max(1, min(settings.chuanglan_personalised_max, settings.batch_chunk_messages))
 
     def callback(self, settings: "Settings") -> Callback | None:
         """GET with a query or POST with a form, one receipt each; asked for again with status 503."""
@@ -488,13 +540,23 @@ def _accepted(answer: _Answer, numbers: int) -> CallOutcome:
     # Not from a float, which is what a number of 32 digits becomes.
     message_id = str(given).strip() if isinstance(given, (str, int)) else ""
     # Only the personalised interface is documented to count; were more failed than sent, the answer would be nonsense.
-    failed = _normalize_code(answer.fields.get("failNum"))
+    # What it drops it counts as neither.
+    failed = int(_normalize_code(answer.fields.get("failNum")) or 0)
+    succeeded = _normalize_code(answer.fields.get("successNum"))
+    if succeeded is not None:
+        failed = max(failed, numbers - int(succeeded))
     return CallOutcome(
         Verdict.ACCEPTED,
         carrier_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else None,
         code="0",
         detail=answer.explanation,
-        failed_count=min(int(failed), numbers) if failed is not None else 0,
+        failed_count=min(failed, numbers),
+    )
+
+
+def _foreign_number() -> CallOutcome:
+    return CallOutcome(
+        Verdict.BAD_NUMBER, detail="not sent: only mobile numbers of mainland China can be sent this way"
     )
 
 

@@ -34,6 +34,7 @@ from smsgateway.carriers.base import (
     CarrierReceipt,
     CarrierReply,
     MalformedReceipt,
+    PersonalisedCall,
     PulledReceipts,
     PulledReplies,
     ReceiptNotAuthentic,
@@ -203,6 +204,10 @@ class HttpCarrier:
         """Send one text to many numbers with one call; see `Carrier.send_batch`."""
         assert len(call.mobiles) <= self._limits.max_batch, "a batch beyond the carrier's limit"
         return await self._send(call.call_id, call.mobiles, call.text)
+
+    async def send_personalised(self, call: PersonalisedCall) -> CallOutcome:
+        """Never called: `CarrierLimits.max_personalised` is 0."""
+        return CallOutcome(Verdict.REFUSED, detail="not sent: this carrier has no call with variables")
 
     async def balance(self) -> int:
         """Segments left at the carrier; with a price of a segment, as many as the money pays.

@@ -118,6 +118,12 @@ class CarrierKind(ABC):
         """Messages of a batch that go into one call, so into one chunk. What is larger all the same workers halve."""
         return settings.batch_chunk_messages
 
+    def personalised_messages(self, settings: Settings) -> int:
+        """Messages of a batch with variables that go into one call, so into one chunk; 1: the carrier has no call for
+        them, and each goes by itself. What is larger than the account takes workers divide.
+        """
+        return 1
+
     def callback(self, settings: Settings) -> Callback | None:
         """How receipts are pushed; None when they are not, or when no account is set up: who would prove who pushes?"""
         return None

@@ -16,7 +16,8 @@ from smsgateway.store.rule_checks import Counted, take_batch_off, take_off
 from smsgateway.store.telling import telling
 
 # A state is written `state + 0` beside a key: while the table is empty, its index by state looks as good to the planner
-# as the key, and the plan is kept when a hundred thousand rows are in that state.
+# as the key, and the plan is kept when a hundred thousand rows are in that state. So it is with what is not accepted.
+_NOT_ACCEPTED = "coalesce(batch.accepted_at, 'infinity') = 'infinity'"
 
 # Keys are taken in one order by everybody, so that two groups with the same keys wait for each other and never in a
 # circle; callers sort.
@@ -127,10 +128,10 @@ join smsgateway.dispatch
   and dispatch.state + 0 = {DispatchState.ACCEPTING:d}
 """
 
-_ACCEPTING_BATCH = """
+_ACCEPTING_BATCH = f"""
 select text, accepted, segments, held
 from smsgateway.batch
-where brand_id = %s and batch_id = %s and accepted_at is null
+where brand_id = %s and batch_id = %s and {_NOT_ACCEPTED}
 for update
 """
 
@@ -161,11 +162,11 @@ where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispat
   and dispatch.state + 0 = {DispatchState.ACCEPTING:d}
 """
 
-_POSTPONE_BATCHES = """
+_POSTPONE_BATCHES = f"""
 update smsgateway.batch
 set created_at = now()
 from unnest(%s::bigint[], %s::text[]) as asked (brand_id, batch_id)
-where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and batch.accepted_at is null
+where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and {_NOT_ACCEPTED}
 """
 
 _NOTE_ENTRIES = f"""
@@ -178,14 +179,15 @@ where dispatch.brand_id = asked.brand_id and dispatch.dispatch_id = asked.dispat
 
 _INSERT_BATCH = """
 insert into smsgateway.batch
-  (brand_id, batch_id, request_id, sms_type, text, accepted, segments, held, subject, created_at)
-values (%s, %s, %s, %s, %s, %s, %s, %s, %s, now())
+  (brand_id, batch_id, request_id, sms_type, text, accepted, segments, held, subject, variables, campaign_id,
+   created_at)
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now())
 """
 
-_ACCEPT_BATCH = """
+_ACCEPT_BATCH = f"""
 update smsgateway.batch
 set order_no = %s, accepted_at = now()
-where brand_id = %s and batch_id = %s and accepted_at is null
+where brand_id = %s and batch_id = %s and {_NOT_ACCEPTED}
 returning accepted_at
 """
 
@@ -194,22 +196,23 @@ copy smsgateway.message
   (brand_id, message_id, batch_id, dispatch_id, request_id, sms_type, mobile, segments, state, order_no, created_at)
 from stdin
 """
+_COPY_PERSONALISED_MESSAGES = _COPY_MESSAGES.replace("created_at)", "created_at, variables)")
 
 _INSERT_CHUNKS = f"""
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, order_no, created_at,
-   changed_at, not_before, due_at, valid_until, night_from, night_until)
-select %s, chunk.dispatch_id, {Mode.BATCH:d}, %s, %s, chunk.messages, chunk.segments, %s, {DispatchState.QUEUED:d}, %s,
+   changed_at, not_before, due_at, valid_until, night_from, night_until, paused)
+select %s, chunk.dispatch_id, {Mode.BATCH:d}, %s, %s, chunk.messages, chunk.segments, %s, %s, %s,
        now(), now(), chunk.due_at, chunk.due_at, coalesce(%s::timestamptz, now()) + %s::bigint * interval '1 ms',
-       chunk.night_from, chunk.night_until
+       chunk.night_from, chunk.night_until, %s
 from unnest(%s::text[], %s::int[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
      as chunk (dispatch_id, messages, segments, due_at, night_from, night_until)
 """
 
-_DELETE_BATCHES = """
+_DELETE_BATCHES = f"""
 delete from smsgateway.batch
 using unnest(%s::bigint[], %s::text[]) as asked (brand_id, batch_id)
-where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and batch.accepted_at is null
+where batch.brand_id = asked.brand_id and batch.batch_id = asked.batch_id and {_NOT_ACCEPTED}
 returning batch.brand_id, batch.batch_id, batch.sms_type, batch.subject
 """
 
@@ -229,7 +232,7 @@ delete from smsgateway.dispatch
 where brand_id = %(brand)s and dispatch_id in (
   select dispatch_id from smsgateway.dispatch
   where brand_id = %(brand)s and batch_id = %(batch)s and batch_id is not null
-    and state = {DispatchState.QUEUED:d} and (epoch = 0 or payment_no is not null)
+    and state in ({DispatchState.QUEUED:d}, {DispatchState.PAUSED:d}) and (epoch = 0 or payment_no is not null)
   for update skip locked
 )
 returning dispatch_id, segments, order_no, payment_no
@@ -258,6 +261,9 @@ _COUNT_CANCELLED = f"""
 select count(*) from smsgateway.message
 where brand_id = %s and batch_id = %s and batch_id is not null and state = {MessageState.CANCELLED:d}
 """
+
+
+_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +346,12 @@ class NewBatch:
     segments: int
     held: bool = False
     subject: str | None = None
+    variables: str | None = None  # see `smsgateway.variables.pack_names`
+    campaign_id: str | None = None
+
+
+BatchMessage = tuple[str, str, int, str]
+"""A message of a batch: id, number, segments, and the values that fill the text, see `variables.pack_values`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -545,6 +557,8 @@ async def insert_batch(connection: Connection, batch: NewBatch) -> None:
             batch.segments,
             batch.held,
             batch.subject,
+            batch.variables,
+            batch.campaign_id,
         ),
     )
 
@@ -569,16 +583,17 @@ async def accept_batch(connection: Connection, accepted: Accepted) -> datetime |
 
 
 @asynccontextmanager
-async def copying_messages(connection: Connection) -> AsyncIterator[AsyncCopy]:
+async def copying_messages(connection: Connection, *, personalised: bool) -> AsyncIterator[AsyncCopy]:
     """Write rows made by `BatchRows` to the messages."""
-    async with connection.cursor() as cursor, cursor.copy(_COPY_MESSAGES) as copy:
+    statement = _COPY_PERSONALISED_MESSAGES if personalised else _COPY_MESSAGES
+    async with connection.cursor() as cursor, cursor.copy(statement) as copy:
         yield copy
 
 
 class BatchRows:
     """Writes the rows of a batch's messages in COPY's text format (https://www.postgresql.org/docs/current/sql-copy.html).
 
-    All but the request_id are of characters that need no escapes.
+    All but the request_id and values are of characters that need no escapes.
     """
 
     def __init__(self, batch: NewBatch, order_no: str, created_at: datetime) -> None:
@@ -586,15 +601,24 @@ class BatchRows:
         self._head = f"{batch.brand_id}\t"
         self._batch = f"\t{batch.batch_id}\t"
         self._request = f"\t{request_id}\t{batch.sms_type}\t"
-        self._tail = f"\t{MessageState.QUEUED:d}\t{order_no}\t{created_at.isoformat()}\n"
+        self._tail = f"\t{MessageState.QUEUED:d}\t{order_no}\t{created_at.isoformat()}"
+        self._personalised = batch.variables is not None
 
-    def text(self, dispatch_id: str, messages: Iterable[tuple[str, str, int]]) -> str:
-        """The rows of a chunk's messages, each given by id, number and segments."""
+    def text(self, dispatch_id: str, messages: Iterable[BatchMessage]) -> str:
+        """The rows of a chunk's messages."""
         head, tail = self._head, self._tail
         middle = self._batch + dispatch_id + self._request
-        return "".join(
-            [f"{head}{message_id}{middle}{mobile}\t{segments}{tail}" for message_id, mobile, segments in messages]
-        )
+        if self._personalised:
+            rows = [
+                f"{head}{message_id}{middle}{mobile}\t{segments}{tail}\t{values.translate(_COPY_ESCAPES)}\n"
+                for message_id, mobile, segments, values in messages
+            ]
+        else:
+            rows = [
+                f"{head}{message_id}{middle}{mobile}\t{segments}{tail}\n"
+                for message_id, mobile, segments, _ in messages
+            ]
+        return "".join(rows)
 
 
 async def insert_chunks(
@@ -603,10 +627,11 @@ async def insert_chunks(
     order_no: str,
     chunks: Sequence[NewChunk],
     *,
+    paused: bool = False,
     valid_from: datetime | None = None,
     valid_ms: int | None = None,
 ) -> None:
-    """Record the chunks of a batch as queued; validity as of `NewMessage`."""
+    """Record the chunks of a batch as queued, or paused; validity as of `NewMessage`."""
     await connection.execute(
         _INSERT_CHUNKS,
         (
@@ -614,9 +639,11 @@ async def insert_chunks(
             batch.sms_type,
             batch.batch_id,
             batch.request_id,
+            int(DispatchState.PAUSED if paused else DispatchState.QUEUED),
             order_no,
             valid_from,
             valid_ms,
+            paused,
             arrays.texts([chunk.dispatch_id for chunk in chunks]),
             arrays.integers([chunk.messages for chunk in chunks]),
             arrays.integers([chunk.segments for chunk in chunks]),

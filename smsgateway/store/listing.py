@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState
+from smsgateway.variables import final_text
 
 # How a message that is stored as queued is seen while it has a dispatch in such a state.
 SEEN_STATES: Mapping[DispatchState, MessageState] = {
@@ -17,6 +19,7 @@ SEEN_STATES: Mapping[DispatchState, MessageState] = {
     DispatchState.SUBMITTING: MessageState.SUBMITTING,
     DispatchState.UNKNOWN: MessageState.UNKNOWN,
     DispatchState.PARTIAL: MessageState.SENT,
+    DispatchState.PAUSED: MessageState.QUEUED,
 }
 
 _CASES = " ".join(f"when {state:d} then {seen:d}" for state, seen in SEEN_STATES.items())
@@ -32,7 +35,7 @@ select message.message_id, message.brand_id, coalesce(message.batch_id, ''), mes
        coalesce(message.account, dispatch.account, ''),
        coalesce(message.carrier_message_id, ''), coalesce(message.result_code, ''), coalesce(message.result_detail, ''),
        message.created_at, coalesce(message.submitted_at, dispatch.submitting_at), message.sent_at,
-       message.finished_at, message.request_id
+       message.finished_at, message.request_id, batch.variables, message.variables
 from smsgateway.message
 left join smsgateway.dispatch
   on dispatch.brand_id = message.brand_id and dispatch.dispatch_id = message.dispatch_id
@@ -41,18 +44,21 @@ left join smsgateway.batch
 where message.brand_id = %(brand)s
 """
 
-_BATCH = """
-select batch_id, sms_type, text, accepted, segments, order_no, accepted_at, cancelled_at is not null
+_BATCHES = """
+select batch_id, sms_type, text, accepted, segments, order_no, accepted_at, cancelled_at is not null, variables,
+       coalesce(campaign_id, ''), paused_at is not null, request_id
 from smsgateway.batch
-where brand_id = %s and batch_id = %s and accepted_at is not null
+where brand_id = %(brand)s and accepted_at is not null
 """
 
+
 # Messages are counted per dispatch first: a hundred chunks are looked up then, not a hundred thousand messages.
-_COUNT_BATCH = f"""
+def _counting(chosen: str) -> str:
+    return f"""
 with message as materialized (
   select brand_id, dispatch_id, state, count(*) as messages
   from smsgateway.message
-  where brand_id = %s and batch_id = %s and batch_id is not null
+  where {chosen}
   group by brand_id, dispatch_id, state
 )
 select ({_SEEN}) as seen, sum(message.messages)::bigint
@@ -62,6 +68,15 @@ left join smsgateway.dispatch
 group by seen
 order by seen
 """
+
+
+_COUNT_BATCH = _counting("brand_id = %s and batch_id = %s and batch_id is not null")
+_COUNT_CAMPAIGN = _counting(
+    """brand_id = %(brand)s and batch_id is not null and batch_id in (
+    select batch_id from smsgateway.batch
+    where brand_id = %(brand)s and campaign_id = %(campaign)s and campaign_id is not null and accepted_at is not null
+  )"""
+)
 
 
 _PAGE_OF_BATCH = """
@@ -138,6 +153,10 @@ class SeenBatch:
     order_no: str
     accepted_at: datetime
     cancelled: bool
+    variables: str | None
+    campaign_id: str
+    paused: bool
+    request_id: str
 
 
 async def find_message(connection: Connection, brand_id: int, message_id: str) -> SeenMessage | None:
@@ -146,7 +165,7 @@ async def find_message(connection: Connection, brand_id: int, message_id: str) -
         _SELECT + "and message.message_id = %(message)s", {"brand": brand_id, "message": message_id}
     )
     row = await cursor.fetchone()
-    return None if row is None else SeenMessage(*row)
+    return None if row is None else _seen(row)
 
 
 async def list_messages(
@@ -172,14 +191,27 @@ async def list_messages(
         query + "\norder by message.message_id desc limit %(limit)s",
         {"brand": brand_id, "batch": batch_id, "mobile": mobile, "before": before, "state": state, "limit": limit},
     )
-    return [SeenMessage(*row) for row in await cursor.fetchall()]
+    return [_seen(row) for row in await cursor.fetchall()]
 
 
 async def find_batch(connection: Connection, brand_id: int, batch_id: str) -> SeenBatch | None:
     """One accepted batch, or None."""
-    cursor = await connection.execute(_BATCH, (brand_id, batch_id))
+    cursor = await connection.execute(_BATCHES + "and batch_id = %(batch)s", {"brand": brand_id, "batch": batch_id})
     row = await cursor.fetchone()
     return None if row is None else SeenBatch(*row)
+
+
+async def list_batches(
+    connection: Connection, brand_id: int, *, campaign_id: str = "", before: str = "", limit: int
+) -> list[SeenBatch]:
+    """A brand's accepted batches, newest first; each filter holds unless it is empty. `before` is a batch's id."""
+    conditions = [(campaign_id, "and campaign_id = %(campaign)s"), (before, "and batch_id < %(before)s")]
+    query = _BATCHES + "\n".join(condition for value, condition in conditions if value)
+    cursor = await connection.execute(
+        query + "\norder by batch_id desc limit %(limit)s",
+        {"brand": brand_id, "campaign": campaign_id, "before": before, "limit": limit},
+    )
+    return [SeenBatch(*row) for row in await cursor.fetchall()]
 
 
 async def count_batch(connection: Connection, brand_id: int, batch_id: str) -> list[tuple[int, int]]:
@@ -203,3 +235,15 @@ async def ends_of(
     """Messages of a batch between two ids that are final, each with its place among all of them."""
     cursor = await connection.execute(_ENDS, (brand_id, batch_id, after, last))
     return [(int(row[0]), SeenEnd(*row[1:])) for row in await cursor.fetchall()]
+
+
+async def count_campaign(connection: Connection, brand_id: int, campaign_id: str) -> list[tuple[int, int]]:
+    """A campaign's messages counted by the state in which they are seen, in order of the state."""
+    cursor = await connection.execute(_COUNT_CAMPAIGN, {"brand": brand_id, "campaign": campaign_id})
+    return [(int(state), int(messages)) for state, messages in await cursor.fetchall()]
+
+
+def _seen(row: Sequence[Any]) -> SeenMessage:
+    *columns, names, values = row
+    message = SeenMessage(*columns)
+    return message if values is None else replace(message, text=final_text(message.text, names, values))

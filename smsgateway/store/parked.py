@@ -88,7 +88,8 @@ returning e.event_id
 
 _RETRY_DISPATCHES = f"""
 update smsgateway.dispatch as d
-set not_before = now(), failures = 0, changed_at = now()
+set not_before = now(), failures = 0, changed_at = now(),
+    state = case when d.paused then {DispatchState.PAUSED:d} else d.state end
 from {_OF_KEYS}
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.id and {_IS_PARKED}
 returning d.dispatch_id

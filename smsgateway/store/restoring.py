@@ -5,7 +5,8 @@ still ACCEPTING) and parked (`not_before` is infinity), so no worker can claim i
 restore. Once it is known what became of it, it is
 
 * taken: the carrier has it, or may have it → UNKNOWN under a call id and a payment, so that nobody calls again;
-* released: the carrier does not have it → QUEUED as it was; `last_error` says that this restore is done with it.
+* released: the carrier does not have it → QUEUED as it was, or PAUSED with its batch; `last_error` says that this
+  restore is done with it.
 
 Workers do not run meanwhile, gateways may.
 """
@@ -26,13 +27,16 @@ Key = tuple[int, str]
 _HELD = "held after the restore to "
 _RELEASED = "not sent before the restore to "
 
-_UNSUBMITTED = f"({DispatchState.ACCEPTING:d}, {DispatchState.QUEUED:d}, {DispatchState.CLAIMED:d})"
+_UNSUBMITTED = (
+    f"({DispatchState.ACCEPTING:d}, {DispatchState.QUEUED:d}, {DispatchState.CLAIMED:d}, {DispatchState.PAUSED:d})"
+)
 
 # A claim is given up: a worker takes over those of older epochs whether they are parked or not. Its epoch stays, as
 # somebody may have paid.
 _HOLD = f"""
 update smsgateway.dispatch
-set state = case state when {DispatchState.CLAIMED:d} then {DispatchState.QUEUED:d} else state end,
+set state = case when state in ({DispatchState.CLAIMED:d}, {DispatchState.PAUSED:d}) then {DispatchState.QUEUED:d}
+                 else state end,
     not_before = 'infinity', last_error = %(held)s
 where state in {_UNSUBMITTED} and not_before is distinct from 'infinity'
   and last_error is distinct from %(released)s and (%(until)s::timestamptz is null or created_at <= %(until)s)
@@ -96,7 +100,8 @@ where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 
 _RELEASE = f"""
 update smsgateway.dispatch as d
-set not_before = case when d.due_at > now() then d.due_at end, last_error = %s, changed_at = now()
+set not_before = case when d.due_at > now() then d.due_at end, last_error = %s, changed_at = now(),
+    state = case when d.paused then {DispatchState.PAUSED:d} else d.state end
 from unnest(%s::bigint[], %s::text[]) as asked (brand_id, dispatch_id)
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
   and d.state + 0 = {DispatchState.QUEUED:d} and d.not_before = 'infinity'
@@ -153,7 +158,12 @@ class Unsettled:
 
     def is_held(self, moment: str) -> bool:
         """Whether a restore holds it, or the one to this moment has to: it was not submitted, nor judged since."""
-        if self.state not in (DispatchState.ACCEPTING, DispatchState.QUEUED, DispatchState.CLAIMED):
+        if self.state not in (
+            DispatchState.ACCEPTING,
+            DispatchState.QUEUED,
+            DispatchState.CLAIMED,
+            DispatchState.PAUSED,
+        ):
             return False
         return self.note.startswith(_HELD) if self.parked else self.note != _RELEASED + moment
 

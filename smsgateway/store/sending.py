@@ -13,7 +13,7 @@ under the epoch that it had when a payment may exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,7 @@ from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState, Mode, OutboxKind
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.telling import TOLD_OF_SENT, telling
+from smsgateway.variables import BETWEEN_RECIPIENTS, unpack_names
 
 # A state is written `state + 0` beside a key, as in `smsgateway.store.accepting`.
 
@@ -55,7 +56,7 @@ with claimed as (
 
 _CLAIM_SINGLE = f"""
 {_CLAIM}
-select claimed.*, message.text, message.mobile
+select claimed.*, message.text, message.mobile, null, null
 from claimed
 join smsgateway.message on message.brand_id = claimed.brand_id and message.message_id = claimed.dispatch_id
 """
@@ -66,7 +67,14 @@ select claimed.*, batch.text,
   (select string_agg(message.mobile, ',' order by message.message_id)
    from smsgateway.message
    where message.brand_id = claimed.brand_id and message.dispatch_id = claimed.dispatch_id
-     and message.batch_id is not null)
+     and message.batch_id is not null),
+  batch.variables,
+  case when batch.variables is not null then
+    (select string_agg(message.variables, E'\\x1e' order by message.message_id)
+     from smsgateway.message
+     where message.brand_id = claimed.brand_id and message.dispatch_id = claimed.dispatch_id
+       and message.batch_id is not null)
+  end
 from claimed
 join smsgateway.batch on batch.brand_id = claimed.brand_id and batch.batch_id = claimed.batch_id
 """
@@ -128,7 +136,8 @@ where m.brand_id = known.brand_id and m.message_id = known.message_id
 # Without an epoch whoever holds the dispatch now is meant: for the answer to a call, which knows its call id.
 _UNMARK = f"""
 update smsgateway.dispatch as d
-set state = {DispatchState.CLAIMED:d}, attempts = least(d.attempts + 1, 32000), changed_at = now(),
+set state = case when d.paused then {DispatchState.PAUSED:d} else {DispatchState.CLAIMED:d} end,
+    attempts = least(d.attempts + 1, 32000), changed_at = now(),
     retry_since = case when asked.judged then coalesce(d.retry_since, now()) else d.retry_since end
 from unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::boolean[])
      as asked (brand_id, dispatch_id, call_id, epoch, judged)
@@ -274,38 +283,33 @@ where d.brand_id = %(brand)s and d.dispatch_id = %(parent)s and d.messages > 1
     (d.state in ({DispatchState.SUBMITTING:d}, {DispatchState.UNKNOWN:d}) and d.call_id = %(call)s)
     or (d.state = {DispatchState.CLAIMED:d} and d.epoch = %(epoch)s)
   )
-returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since, d.due_at, d.valid_until,
-          d.night_from, d.night_until
+returning d.sms_type, d.batch_id, d.request_id, d.order_no, d.payment_no, d.retry_since, d.paused, d.due_at,
+          d.valid_until, d.night_from, d.night_until
 """
 
-_HALVE_MESSAGES = """
-update smsgateway.message as m
-set dispatch_id = half.dispatch_id
-from (
-  select message_id,
-         case when row_number() over (order by message_id) <= count(*) over () / 2
-              then %(first)s else %(second)s end as dispatch_id
+_DIVIDE_MESSAGES = """
+with placed as (
+  select message_id, row_number() over (order by message_id) as place
   from smsgateway.message
   where brand_id = %(brand)s and dispatch_id = %(parent)s and batch_id is not null
-) as half
-where m.brand_id = %(brand)s and m.message_id = half.message_id
-returning half.dispatch_id, m.segments
-"""
-
-_INSERT_HALF = f"""
-insert into smsgateway.dispatch
-  (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, epoch, order_no, payment_no,
-   retry_since, due_at, valid_until, night_from, night_until, created_at, changed_at)
-values (%s, %s, {Mode.BATCH:d}, %s, %s, %s, %s, %s, {DispatchState.CLAIMED:d}, %s, %s, %s, %s, %s, %s, %s, %s, now(),
-        now())
-"""
-
-_SPLIT_MESSAGES = """
+)
 update smsgateway.message as m
 set dispatch_id = part.dispatch_id
-from unnest(%s::text[], %s::text[]) as part (dispatch_id, mobile)
-where m.brand_id = %s and m.dispatch_id = %s and m.mobile = part.mobile and m.batch_id is not null
-returning part.dispatch_id, m.segments
+from placed
+join unnest(%(parts)s::text[]) with ordinality as part (dispatch_id, place) on part.place = placed.place
+where m.brand_id = %(brand)s and m.message_id = placed.message_id
+returning m.dispatch_id, m.segments
+"""
+
+_INSERT_PARTS = f"""
+insert into smsgateway.dispatch
+  (brand_id, dispatch_id, mode, sms_type, batch_id, messages, segments, request_id, state, epoch, order_no, payment_no,
+   retry_since, due_at, valid_until, night_from, night_until, created_at, changed_at, paused)
+select %(brand)s, part.dispatch_id, {Mode.BATCH:d}, %(type)s, %(batch)s, part.messages, part.segments, %(request)s,
+       case when %(paused)s then {DispatchState.PAUSED:d} else {DispatchState.CLAIMED:d} end, %(epoch)s, %(order)s,
+       %(payment)s, %(since)s, %(due)s, %(valid_until)s, %(night_from)s,
+       %(night_until)s, now(), now(), %(paused)s
+from unnest(%(ids)s::text[], %(messages)s::int[], %(segments)s::int[]) as part (dispatch_id, messages, segments)
 """
 
 
@@ -346,6 +350,8 @@ class Claimed:
     tried: bool = False
     valid_seconds: float | None = None
     night_seconds: float = 0
+    variables: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()  # of each message, as `smsgateway.variables` stores them
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,7 +479,9 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
     claimed = {}
     for row in await cursor.fetchall():
         brand_id, dispatch_id, _batch, messages, segments, request_id, sms_type, order, payment, attempts = row[:10]
-        failures, created_at, tried, valid_seconds, night_seconds, retrying_seconds, text, mobiles = row[10:]
+        failures, created_at, tried, valid_seconds, night_seconds, retrying_seconds, text, mobiles, names, values = row[
+            10:
+        ]
         claimed[brand_id, dispatch_id] = Claimed(
             brand_id=brand_id,
             dispatch_id=dispatch_id,
@@ -493,6 +501,8 @@ async def claim(connection: Connection, requests: Sequence[ClaimRequest], mode: 
             tried=tried,
             valid_seconds=valid_seconds,
             night_seconds=night_seconds,
+            variables=unpack_names(names),
+            values=tuple(values.split(BETWEEN_RECIPIENTS)) if values else (),
         )
     return claimed
 
@@ -723,12 +733,21 @@ async def set_unknown(connection: Connection, calls: Sequence[tuple[int, str, st
     return await _keys(cursor)
 
 
-async def halve(
-    connection: Connection, brand_id: int, parent: str, halves: tuple[str, str], *, call_id: str | None, epoch: int
+async def divide(
+    connection: Connection,
+    brand_id: int,
+    parent: str,
+    parts: Sequence[str],
+    *,
+    call_id: str | None,
+    epoch: int,
+    payment_no: str | None,
 ) -> bool:
-    """Replace a chunk by two of half its messages each, claimed under `epoch` and of the same payment.
+    """Replace a chunk by several of the same payment, claimed under `epoch`, or paused where the batch is.
 
-    False when the chunk is not ours any more, or has been halved already.
+    Parameters: `parts` the new chunk of each of its messages, in their order (that in which they are claimed);
+    `payment_no` its payment, which no mark may have recorded yet.
+    False when the chunk is not ours any more, or has been divided already.
     """
     cursor = await connection.execute(
         _TAKE_PARENT, {"brand": brand_id, "parent": parent, "call": call_id, "epoch": epoch}
@@ -736,84 +755,38 @@ async def halve(
     row = await cursor.fetchone()
     if row is None:
         return False
-    sms_type, batch_id, request_id, order_no, payment_no, retry_since, *times = row
+    sms_type, batch_id, request_id, order_no, recorded_payment, retry_since, paused, *times = row
+    due_at, valid_until, night_from, night_until = times
     cursor = await connection.execute(
-        _HALVE_MESSAGES, {"brand": brand_id, "parent": parent, "first": halves[0], "second": halves[1]}
+        _DIVIDE_MESSAGES, {"brand": brand_id, "parent": parent, "parts": arrays.texts(parts)}
     )
-    moved = await cursor.fetchall()
-    for half in halves:
-        segments = [row[1] for row in moved if row[0] == half]
-        await connection.execute(
-            _INSERT_HALF,
-            (
-                brand_id,
-                half,
-                sms_type,
-                batch_id,
-                len(segments),
-                sum(segments),
-                request_id,
-                epoch,
-                order_no,
-                payment_no,
-                retry_since,
-                *times,
-            ),
-        )
-    return True
-
-
-async def split(
-    connection: Connection,
-    brand_id: int,
-    parent: str,
-    parts: Mapping[str, Sequence[str]],
-    *,
-    epoch: int,
-    payment_no: str | None,
-) -> bool:
-    """Replace a claimed chunk by others, claimed under the same `epoch`: their new ids with the numbers of each.
-
-    Parameters: `payment_no` the payment that was made for the chunk, which is theirs, too. False when the chunk is not
-    ours any more, or has been split already.
-    """
-    cursor = await connection.execute(_TAKE_PARENT, {"brand": brand_id, "parent": parent, "call": None, "epoch": epoch})
-    row = await cursor.fetchone()
-    if row is None:
-        return False
-    sms_type, batch_id, request_id, order_no, known_payment_no, retry_since, *times = row
-    cursor = await connection.execute(
-        _SPLIT_MESSAGES,
-        (
-            arrays.texts([part for part, mobiles in parts.items() for _ in mobiles]),
-            arrays.texts([mobile for mobiles in parts.values() for mobile in mobiles]),
-            brand_id,
-            parent,
-        ),
+    counts: dict[str, int] = {}
+    segments: dict[str, int] = {}
+    for part, part_segments in await cursor.fetchall():
+        counts[part] = counts.get(part, 0) + 1
+        segments[part] = segments.get(part, 0) + part_segments
+    assert sum(counts.values()) == len(parts), "each message of the chunk has its part"
+    await connection.execute(
+        _INSERT_PARTS,
+        {
+            "brand": brand_id,
+            "type": sms_type,
+            "batch": batch_id,
+            "request": request_id,
+            "epoch": epoch,
+            "order": order_no,
+            "payment": recorded_payment or payment_no,
+            "since": retry_since,
+            "due": due_at,
+            "valid_until": valid_until,
+            "night_from": night_from,
+            "night_until": night_until,
+            "paused": paused,
+            "ids": arrays.texts(counts),
+            "messages": arrays.integers(counts.values()),
+            "segments": arrays.integers([segments[part] for part in counts]),
+        },
     )
-    segments: dict[str, list[int]] = {part: [] for part in parts}
-    for part, of_message in await cursor.fetchall():
-        segments[part].append(of_message)
-    async with connection.pipeline():
-        for part, counted in segments.items():
-            assert len(counted) == len(parts[part]), "every number of a chunk is one message of it"
-            await connection.execute(
-                _INSERT_HALF,
-                (
-                    brand_id,
-                    part,
-                    sms_type,
-                    batch_id,
-                    len(counted),
-                    sum(counted),
-                    request_id,
-                    epoch,
-                    order_no,
-                    known_payment_no or payment_no,
-                    retry_since,
-                    *times,
-                ),
-            )
     return True
 
 

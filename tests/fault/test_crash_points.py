@@ -45,7 +45,7 @@ from infra.embedded import EmbeddedServers
 from infra.grpc_server import bearer
 from infra.grpc_status import from_error
 from protos.costcenter.v1 import cost_center_admin_pb2
-from protos.smsgateway.v1 import sms_gateway_pb2
+from protos.smsgateway.v1 import campaigns_pb2, campaigns_pb2_grpc, sms_gateway_pb2
 from smsbill.crash_points import POINTS
 from smsgateway.parked import DROPPED_CODE
 from smsgateway.schema import MessageState
@@ -412,6 +412,76 @@ async def a_batch_cancelled(world: World) -> None:
         calling = asyncio.create_task(answered(world, gateway.target, lambda stack: cancel(stack, batch_id)))
         await gateway.dies_at("gateway.batch.cancelling", "gateway.batch.cancelled")
         assert (await calling).not_cancelled == 0
+    await world.settled()
+
+
+async def pause(stack: Stack, batch_id: str) -> int:
+    """PauseBatch; messages that wait."""
+    request = sms_gateway_pb2.PauseBatchRequest(batch_id=batch_id)
+    return int((await stack.sms.PauseBatch(request, metadata=bearer(ADMIN), timeout=20)).paused)
+
+
+async def resume(stack: Stack, batch_id: str) -> None:
+    """ResumeBatch."""
+    request = sms_gateway_pb2.ResumeBatchRequest(batch_id=batch_id)
+    await stack.sms.ResumeBatch(request, metadata=bearer(ADMIN), timeout=20)
+
+
+@way("gateway.batch.pausing", "gateway.batch.paused", "gateway.batch.resuming", "gateway.batch.resumed")
+async def a_batch_paused_and_resumed(world: World) -> None:
+    """Whoever pauses or resumes asks again; the workers find what was resumed and not pushed."""
+    batch_id = await send(world, world.stack, world.numbers(3, DELIVERED))
+    async with service(world, "gateway", "gateway.batch.pausing") as gateway:
+        pausing = asyncio.create_task(answered(world, gateway.target, lambda stack: pause(stack, batch_id)))
+        await gateway.dies("gateway.batch.pausing", "gateway.batch.paused")
+        await gateway.dies("gateway.batch.paused", "gateway.batch.resuming")
+        assert await pausing == 3
+        resuming = asyncio.create_task(answered(world, gateway.target, lambda stack: _resumed(stack, batch_id)))
+        await gateway.dies("gateway.batch.resuming", "gateway.batch.resumed")
+        await gateway.dies("gateway.batch.resumed")
+        await resuming
+    await world.settled()
+
+
+async def _resumed(stack: Stack, batch_id: str) -> bool:
+    await resume(stack, batch_id)
+    return True
+
+
+@way("worker.dispatch.paid", "gateway.batch.doubt_settled")
+async def a_paused_batch_cancelled(world: World) -> None:
+    """A worker has paid for a chunk and died; paused and cancelled, its payment is found and refunded."""
+    batch_id = await send(world, world.stack, world.numbers(3, CANCELLED))
+    await world.dies("worker", "worker.dispatch.paid")
+    assert await pause(world.stack, batch_id) == 3
+    async with service(world, "gateway", "gateway.batch.doubt_settled") as gateway:
+        calling = asyncio.create_task(answered(world, gateway.target, lambda stack: cancel(stack, batch_id)))
+        await gateway.dies_at("gateway.batch.doubt_settled")
+        assert (await calling).not_cancelled == 0
+    await world.settled()
+
+
+@way("gateway.campaign.marked")
+async def a_campaign_paused(world: World) -> None:
+    """Marked and nothing more: who asks again has all of it paused; then it goes on."""
+    mobiles = world.numbers(3, DELIVERED)
+    await world.stack.send_batch(
+        mobiles, brand_id=world.brand_id, request_id=request_of(world), campaign_id=request_of(world)
+    )
+
+    async def ask(target: str, method: str, request: Any) -> Any:
+        async with grpc.aio.insecure_channel(target) as channel:
+            stub = campaigns_pb2_grpc.CampaignsStub(channel)
+            return await getattr(stub, method)(request, metadata=bearer(ADMIN), timeout=20)
+
+    name = {"brand_id": world.brand_id, "campaign_id": request_of(world)}
+    async with service(world, "gateway", "gateway.campaign.marked") as gateway:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(gateway.target, "PauseCampaign", campaigns_pb2.PauseCampaignRequest(**name))
+        await gateway.dies("gateway.campaign.marked")
+        reply = await ask(gateway.target, "PauseCampaign", campaigns_pb2.PauseCampaignRequest(**name))
+        assert reply.paused == 3
+        await ask(gateway.target, "ResumeCampaign", campaigns_pb2.ResumeCampaignRequest(**name))
     await world.settled()
 
 

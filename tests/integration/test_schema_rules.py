@@ -67,6 +67,7 @@ PROSE = {
     "author",
     "reason",
     "text",
+    "variables",
     "last_error",
     "detail",
     "result_detail",

@@ -9,6 +9,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +23,7 @@ from smsgateway.carriers.base import (
     Carrier,
     CarrierError,
     MalformedReceipt,
+    PersonalisedCall,
     ReceiptNotAuthentic,
     ReceiptState,
     SingleCall,
@@ -29,6 +31,7 @@ from smsgateway.carriers.base import (
     loggable,
 )
 from smsgateway.carriers.chuanglan import SUBMIT_CODES, ChuanglanCarrier, ChuanglanConfig, receipt_state
+from smsgateway.variables import parse
 
 TEXT = "【测试】您的验证码是123456"
 CALL = SingleCall("call-1", "+8613800138000", TEXT)
@@ -93,6 +96,50 @@ async def test_recorded_exchange_batch_on_the_newer_path() -> None:
     assert outcome == CallOutcome(Verdict.ACCEPTED, carrier_message_id="1" * 32, code="0", failed_count=1)
     assert seen[0][0] == "/msg/v1/send/json"
     assert seen[0][1]["phone"] == "13800138000,13900139000,19912345678"
+
+
+PERSONALISED = PersonalisedCall(
+    "call-3",
+    parse("【测试】{$name}，{$code}，{$name}", ("code", "name")),
+    ("+8613800138000", "+8613900139000", "+8619912345678"),
+    (("1", "张三"), ("2", "李四"), ("3", "王五")),
+)
+
+
+async def test_recorded_exchange_with_variables() -> None:
+    """Values go in the order of their places; what is counted as neither sent nor failed was dropped, so it failed."""
+    seen: list[tuple[str, Any]] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append((request.path, json.loads(await request.read())))
+        return web.json_response({"code": "0", "msgId": "1" * 17, "failNum": "0", "successNum": "2", "errorMsg": ""})
+
+    async with serving(handler) as url, carrier(url) as opened:
+        outcome = await opened.send_personalised(PERSONALISED)
+    assert outcome == CallOutcome(Verdict.ACCEPTED, carrier_message_id="1" * 17, code="0", failed_count=1)
+    ((path, asked),) = seen
+    assert path == "/msg/variable/json"
+    assert (asked["msg"], asked["uid"]) == ("【测试】{$var}，{$var}，{$var}", "call-3")
+    assert asked["params"] == "13800138000,张三,1,张三;13900139000,李四,2,李四;19912345678,王五,3,王五"
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [("105", Verdict.BAD_NUMBER), ("114", Verdict.BAD_NUMBER), ("125", Verdict.REFUSED), ("103", Verdict.RETRY)],
+)
+async def test_refusals_that_one_recipient_may_cause_halve_the_call(code: str, verdict: Verdict) -> None:
+    """A sensitive word in one value must not fail the others; a rejected template is everybody's."""
+    async with serving(answering({"code": code})) as url, carrier(url) as opened:
+        assert (await opened.send_personalised(PERSONALISED)).verdict is verdict
+
+
+async def test_foreign_numbers_and_long_texts_do_not_go_with_variables() -> None:
+    """They are found before a call."""
+    async with carrier("http://127.0.0.1:9") as opened:
+        foreign = replace(PERSONALISED, mobiles=("+8613800138000", "+14155550100", "+8619912345678"))
+        assert (await opened.send_personalised(foreign)).verdict is Verdict.BAD_NUMBER
+        long = replace(PERSONALISED, values=(("1", "字" * 300), ("2", "x"), ("3", "y")))
+        assert (await opened.send_personalised(long)).verdict is Verdict.BAD_NUMBER
 
 
 async def test_connections_are_reused() -> None:

@@ -649,6 +649,9 @@ class BatchHeader(_message.Message):
     SMS_TYPE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     RECIPIENT_COUNT_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    TELL_ALL_BAD_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     TEMPLATE_VALUES_FIELD_NUMBER: _builtins.int
     SEND_AT_FIELD_NUMBER: _builtins.int
@@ -664,10 +667,21 @@ class BatchHeader(_message.Message):
     """The text, 1 to 536 characters, signature included."""
     recipient_count: _builtins.int
     """Recipients that will follow; 0: not told. With a figure, another number of them is refused."""
+    campaign_id: _builtins.str
+    """The campaign that the batch belongs to, 1 to 48 printable characters; empty: none."""
+    tell_all_bad: _builtins.bool
+    """Whether the reply tells all recipients refused, as bad_by_reason."""
     template_id: _builtins.str
-    """Instead of a text, a registered template of the brand."""
+    """Instead of a text, a registered template of the brand; not with variables."""
     signature: _builtins.str
-    """A signature to put before the text or template as 【…】; empty: they have it."""
+    """A signature to put before the text or template as 【…】; empty: they have it. It has no variables."""
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the text's variables, at most 20, in the order of the recipients' values; without them the text goes out as it is. A
+        variable stands in the text as {$name}, its name of letters, digits and underscores, at most 32. A name that is listed once may
+        stand in several places; one that is listed several times stands in as many, which take the values in turn: {$var} {$var}.
+        """
+
     @_builtins.property
     def template_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Values of the template's variables, each of 1 to 100 printable characters."""
@@ -690,6 +704,9 @@ class BatchHeader(_message.Message):
         sms_type: _types_pb2.SmsType.ValueType = ...,
         text: _builtins.str = ...,
         recipient_count: _builtins.int = ...,
+        variables: _abc.Iterable[_builtins.str] | None = ...,
+        campaign_id: _builtins.str = ...,
+        tell_all_bad: _builtins.bool = ...,
         template_id: _builtins.str = ...,
         template_values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         send_at: _timestamp_pb2.Timestamp | None = ...,
@@ -698,11 +715,39 @@ class BatchHeader(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["send_at", b"send_at", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "recipient_count", b"recipient_count", "request_id", b"request_id", "send_at", b"send_at", "signature", b"signature", "sms_type", b"sms_type", "template_id", b"template_id", "template_values", b"template_values", "text", b"text", "valid_for", b"valid_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "campaign_id", b"campaign_id", "recipient_count", b"recipient_count", "request_id", b"request_id", "send_at", b"send_at", "signature", b"signature", "sms_type", b"sms_type", "tell_all_bad", b"tell_all_bad", "template_id", b"template_id", "template_values", b"template_values", "text", b"text", "valid_for", b"valid_for", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchHeader: _TypeAlias = BatchHeader  # noqa: Y015
+
+@_typing.final
+class PersonalisedRecipient(_message.Message):
+    """A recipient of a text with variables."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOBILE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    mobile: _builtins.str
+    """The number, as in SendSmsRequest."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A value for each variable of the header, none of them empty."""
+
+    def __init__(
+        self,
+        *,
+        mobile: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mobile", b"mobile", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersonalisedRecipient: _TypeAlias = PersonalisedRecipient  # noqa: Y015
 
 @_typing.final
 class BatchRecipients(_message.Message):
@@ -711,18 +756,24 @@ class BatchRecipients(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MOBILES_FIELD_NUMBER: _builtins.int
+    PERSONALISED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def mobiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Numbers, as in SendSmsRequest; at most 100,000 (a setting) in the whole stream."""
+
+    @_builtins.property
+    def personalised(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersonalisedRecipient]:
+        """Instead of mobiles, recipients of a text with variables."""
 
     def __init__(
         self,
         *,
         mobiles: _abc.Iterable[_builtins.str] | None = ...,
+        personalised: _abc.Iterable[Global___PersonalisedRecipient] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mobiles", b"mobiles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mobiles", b"mobiles", "personalised", b"personalised"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -772,7 +823,10 @@ class BadRecipient(_message.Message):
     mobile: _builtins.str
     """The number as given, masked."""
     reason: _builtins.str
-    """The rule that it breaks: INVALID_NUMBER, DUPLICATE_NUMBER, OPTED_OUT, BLACK_LISTED or FREQUENCY_LIMITED."""
+    """The rule that it breaks: INVALID_NUMBER, DUPLICATE_NUMBER, OPTED_OUT, BLACK_LISTED or FREQUENCY_LIMITED; of a text with variables
+    also MISSING_VALUES (fewer than variables, or an empty one), TOO_MANY_VALUES, BAD_VALUE (control characters), and of its final text
+    TEXT_TOO_LONG, SENSITIVE_WORD, SIGNATURE_NOT_ALLOWED, TEMPLATE_MISMATCH.
+    """
     def __init__(
         self,
         *,
@@ -789,6 +843,34 @@ class BadRecipient(_message.Message):
 Global___BadRecipient: _TypeAlias = BadRecipient  # noqa: Y015
 
 @_typing.final
+class BadRecipients(_message.Message):
+    """Recipients refused for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    INDEXES_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The rule that they break, as in BadRecipient."""
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their places in the stream of recipients, from 0, ascending."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        indexes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadRecipients: _TypeAlias = BadRecipients  # noqa: Y015
+
+@_typing.final
 class SendBatchSmsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -798,6 +880,7 @@ class SendBatchSmsResponse(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     BAD_RECIPIENTS_FIELD_NUMBER: _builtins.int
     BAD_RECIPIENT_COUNT_FIELD_NUMBER: _builtins.int
+    BAD_BY_REASON_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Id of the batch."""
     order_no: _builtins.str
@@ -812,6 +895,10 @@ class SendBatchSmsResponse(_message.Message):
     def bad_recipients(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadRecipient]:
         """Recipients refused, the first 1,000 (a setting) of them."""
 
+    @_builtins.property
+    def bad_by_reason(self) -> _containers.RepeatedCompositeFieldContainer[Global___BadRecipients]:
+        """With tell_all_bad all recipients refused."""
+
     def __init__(
         self,
         *,
@@ -821,10 +908,11 @@ class SendBatchSmsResponse(_message.Message):
         segments: _builtins.int = ...,
         bad_recipients: _abc.Iterable[Global___BadRecipient] | None = ...,
         bad_recipient_count: _builtins.int = ...,
+        bad_by_reason: _abc.Iterable[Global___BadRecipients] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "bad_recipient_count", b"bad_recipient_count", "bad_recipients", b"bad_recipients", "batch_id", b"batch_id", "order_no", b"order_no", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "bad_by_reason", b"bad_by_reason", "bad_recipient_count", b"bad_recipient_count", "bad_recipients", b"bad_recipients", "batch_id", b"batch_id", "order_no", b"order_no", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1000,6 +1088,10 @@ class Batch(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Its id."""
     brand_id: _builtins.int
@@ -1016,6 +1108,12 @@ class Batch(_message.Message):
     """The freeze that holds or held its segments."""
     cancelled: _builtins.bool
     """Whether it was cancelled."""
+    campaign_id: _builtins.str
+    """The campaign that it belongs to; empty: none."""
+    paused: _builtins.bool
+    """Whether it is paused."""
+    request_id: _builtins.str
+    """The request_id that it came with."""
     @_builtins.property
     def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
         """Messages by state."""
@@ -1023,6 +1121,10 @@ class Batch(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
+
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the text's variables; none: the text goes out as it is."""
 
     def __init__(
         self,
@@ -1037,10 +1139,14 @@ class Batch(_message.Message):
         states: _abc.Iterable[Global___StateCount] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         cancelled: _builtins.bool = ...,
+        variables: _abc.Iterable[_builtins.str] | None = ...,
+        campaign_id: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch_id", b"batch_id", "brand_id", b"brand_id", "cancelled", b"cancelled", "created_at", b"created_at", "order_no", b"order_no", "segments", b"segments", "sms_type", b"sms_type", "states", b"states", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch_id", b"batch_id", "brand_id", b"brand_id", "campaign_id", b"campaign_id", "cancelled", b"cancelled", "created_at", b"created_at", "order_no", b"order_no", "paused", b"paused", "request_id", b"request_id", "segments", b"segments", "sms_type", b"sms_type", "states", b"states", "text", b"text", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1223,6 +1329,148 @@ class CancelBatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelBatchResponse: _TypeAlias = CancelBatchResponse  # noqa: Y015
+
+@_typing.final
+class PauseBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """Id of the batch; it carries its brand."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseBatchRequest: _TypeAlias = PauseBatchRequest  # noqa: Y015
+
+@_typing.final
+class PauseBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    paused: _builtins.int
+    """Messages that wait until the batch is resumed."""
+    in_flight: _builtins.int
+    """Messages that were being given to the carrier at that moment, or of which nobody knows whether it took them."""
+    def __init__(
+        self,
+        *,
+        paused: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "paused", b"paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseBatchResponse: _TypeAlias = PauseBatchResponse  # noqa: Y015
+
+@_typing.final
+class ResumeBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """Id of the batch; it carries its brand."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeBatchRequest: _TypeAlias = ResumeBatchRequest  # noqa: Y015
+
+@_typing.final
+class ResumeBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUMED_FIELD_NUMBER: _builtins.int
+    resumed: _builtins.int
+    """Messages that go on."""
+    def __init__(
+        self,
+        *,
+        resumed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumed", b"resumed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeBatchResponse: _TypeAlias = ResumeBatchResponse  # noqa: Y015
+
+@_typing.final
+class ListBatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    brand_id: _builtins.int
+    """The brand."""
+    campaign_id: _builtins.str
+    """Only those of this campaign; empty: all."""
+    page_size: _builtins.int
+    """At most 1,000; 0: 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: from the newest."""
+    def __init__(
+        self,
+        *,
+        brand_id: _builtins.int = ...,
+        campaign_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "campaign_id", b"campaign_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchesRequest: _TypeAlias = ListBatchesRequest  # noqa: Y015
+
+@_typing.final
+class ListBatchesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Batch]:
+        """Newest first; without states."""
+
+    def __init__(
+        self,
+        *,
+        batches: _abc.Iterable[Global___Batch] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchesResponse: _TypeAlias = ListBatchesResponse  # noqa: Y015
 
 @_typing.final
 class CountSegmentsRequest(_message.Message):

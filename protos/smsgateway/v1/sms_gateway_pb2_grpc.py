@@ -69,6 +69,21 @@ class SmsGatewayStub:
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchResponse.FromString,
                 _registered_method=True)
+        self.PauseBatch = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/PauseBatch',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchResponse.FromString,
+                _registered_method=True)
+        self.ResumeBatch = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/ResumeBatch',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchResponse.FromString,
+                _registered_method=True)
+        self.ListBatches = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/ListBatches',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesResponse.FromString,
+                _registered_method=True)
         self.CountSegments = channel.unary_unary(
                 '/smsgateway.v1.SmsGateway/CountSegments',
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CountSegmentsRequest.SerializeToString,
@@ -106,9 +121,10 @@ class SmsGatewayServicer:
 
     def SendBatchSms(self, request_iterator, context):
         """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
-        whole or not at all; numbers that cannot be sent to are listed and not charged.
+        whole or not at all; numbers that cannot be sent to are listed and not charged. A text with variables is filled with the
+        values of each recipient, and counted as each gets it.
         Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
-        DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
+        FAILED_PRECONDITION: CAMPAIGN_CANCELLED. DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +164,28 @@ class SmsGatewayServicer:
     def CancelBatch(self, request, context):
         """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
         NOT_FOUND: BATCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseBatch(self, request, context):
+        """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
+        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeBatch(self, request, context):
+        """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBatches(self, request, context):
+        """A brand's batches without their counts, newest first. Role viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +260,21 @@ def add_SmsGatewayServicer_to_server(servicer, server):
                     servicer.CancelBatch,
                     request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchRequest.FromString,
                     response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchResponse.SerializeToString,
+            ),
+            'PauseBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseBatch,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchResponse.SerializeToString,
+            ),
+            'ResumeBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeBatch,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchResponse.SerializeToString,
+            ),
+            'ListBatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatches,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesResponse.SerializeToString,
             ),
             'CountSegments': grpc.unary_unary_rpc_method_handler(
                     servicer.CountSegments,
@@ -433,6 +486,87 @@ class SmsGateway:
             '/smsgateway.v1.SmsGateway/CancelBatch',
             smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchRequest.SerializeToString,
             smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/PauseBatch',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.PauseBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/ResumeBatch',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ResumeBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/ListBatches',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.ListBatchesResponse.FromString,
             options,
             channel_credentials,
             insecure,

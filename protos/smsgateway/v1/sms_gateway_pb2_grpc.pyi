@@ -39,9 +39,10 @@ class SmsGatewayStub:
     """
     SendBatchSms: _grpc.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
-    whole or not at all; numbers that cannot be sent to are listed and not charged.
+    whole or not at all; numbers that cannot be sent to are listed and not charged. A text with variables is filled with the
+    values of each recipient, and counted as each gets it.
     Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
-    DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
+    FAILED_PRECONDITION: CAMPAIGN_CANCELLED. DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
     """
     GetMessage: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetMessageRequest, _sms_gateway_pb2.GetMessageResponse]
     """One message. Role viewer. NOT_FOUND: MESSAGE_NOT_FOUND."""
@@ -59,6 +60,14 @@ class SmsGatewayStub:
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
+    PauseBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.PauseBatchRequest, _sms_gateway_pb2.PauseBatchResponse]
+    """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
+    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+    """
+    ResumeBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ResumeBatchRequest, _sms_gateway_pb2.ResumeBatchResponse]
+    """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+    ListBatches: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListBatchesRequest, _sms_gateway_pb2.ListBatchesResponse]
+    """A brand's batches without their counts, newest first. Role viewer."""
     CountSegments: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]
     """How many segments a text costs. Any token."""
     ListParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]
@@ -86,9 +95,10 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     """
     SendBatchSms: _aio.StreamUnaryMultiCallable[_sms_gateway_pb2.SendBatchSmsRequest, _sms_gateway_pb2.SendBatchSmsResponse]  # type: ignore[assignment]
     """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
-    whole or not at all; numbers that cannot be sent to are listed and not charged.
+    whole or not at all; numbers that cannot be sent to are listed and not charged. A text with variables is filled with the
+    values of each recipient, and counted as each gets it.
     Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
-    DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
+    FAILED_PRECONDITION: CAMPAIGN_CANCELLED. DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
     """
     GetMessage: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.GetMessageRequest, _sms_gateway_pb2.GetMessageResponse]  # type: ignore[assignment]
     """One message. Role viewer. NOT_FOUND: MESSAGE_NOT_FOUND."""
@@ -106,6 +116,14 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
+    PauseBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.PauseBatchRequest, _sms_gateway_pb2.PauseBatchResponse]  # type: ignore[assignment]
+    """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
+    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+    """
+    ResumeBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ResumeBatchRequest, _sms_gateway_pb2.ResumeBatchResponse]  # type: ignore[assignment]
+    """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+    ListBatches: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListBatchesRequest, _sms_gateway_pb2.ListBatchesResponse]  # type: ignore[assignment]
+    """A brand's batches without their counts, newest first. Role viewer."""
     CountSegments: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]  # type: ignore[assignment]
     """How many segments a text costs. Any token."""
     ListParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]  # type: ignore[assignment]
@@ -142,9 +160,10 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.SendBatchSmsResponse, _abc.Awaitable[_sms_gateway_pb2.SendBatchSmsResponse]]:
         """Sends one text to many numbers: first a header, then recipients, then the end of the stream. Accepted
-        whole or not at all; numbers that cannot be sent to are listed and not charged.
+        whole or not at all; numbers that cannot be sent to are listed and not charged. A text with variables is filled with the
+        values of each recipient, and counted as each gets it.
         Role sender. Errors as of SendSms; INVALID_ARGUMENT: NO_VALID_RECIPIENT, TOO_MANY_RECIPIENTS.
-        DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
+        FAILED_PRECONDITION: CAMPAIGN_CANCELLED. DEADLINE_EXCEEDED: STREAM_TOO_SLOW.
         """
 
     @_abc_1.abstractmethod
@@ -192,6 +211,32 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
         NOT_FOUND: BATCH_NOT_FOUND.
         """
+
+    @_abc_1.abstractmethod
+    def PauseBatch(
+        self,
+        request: _sms_gateway_pb2.PauseBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.PauseBatchResponse, _abc.Awaitable[_sms_gateway_pb2.PauseBatchResponse]]:
+        """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
+        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeBatch(
+        self,
+        request: _sms_gateway_pb2.ResumeBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.ResumeBatchResponse, _abc.Awaitable[_sms_gateway_pb2.ResumeBatchResponse]]:
+        """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListBatches(
+        self,
+        request: _sms_gateway_pb2.ListBatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.ListBatchesResponse, _abc.Awaitable[_sms_gateway_pb2.ListBatchesResponse]]:
+        """A brand's batches without their counts, newest first. Role viewer."""
 
     @_abc_1.abstractmethod
     def CountSegments(

@@ -33,6 +33,7 @@ from smsgateway.carriers.base import (
     CarrierLimits,
     CarrierReceipt,
     CarrierReply,
+    PersonalisedCall,
     PulledReceipts,
     PulledReplies,
     SingleCall,
@@ -275,6 +276,10 @@ class SmppCarrier:
         """Send one text to the one number that a batch may have; see `Carrier.send_batch`."""
         assert len(call.mobiles) <= self._limits.max_batch, "a batch beyond the carrier's limit"
         return await self.send_single(SingleCall(call.call_id, call.mobiles[0], call.text))
+
+    async def send_personalised(self, call: PersonalisedCall) -> CallOutcome:
+        """Never called: `CarrierLimits.max_personalised` is 0."""
+        return CallOutcome(Verdict.REFUSED, detail="not sent: this carrier has no call with variables")
 
     async def balance(self) -> int:
         """Raises `CarrierError`: SMPP 3.4 has no question for it."""
