@@ -474,7 +474,7 @@ async def a_campaign_paused(world: World) -> None:
             stub = campaigns_pb2_grpc.CampaignsStub(channel)
             return await getattr(stub, method)(request, metadata=bearer(ADMIN), timeout=20)
 
-    name = {"brand_id": world.brand_id, "campaign_id": request_of(world)}
+    name: dict[str, Any] = {"brand_id": world.brand_id, "campaign_id": request_of(world)}
     async with service(world, "gateway", "gateway.campaign.marked") as gateway:
         with pytest.raises(grpc.aio.AioRpcError):
             await ask(gateway.target, "PauseCampaign", campaigns_pb2.PauseCampaignRequest(**name))
