@@ -225,6 +225,8 @@ async def test_a_campaign_is_paused_resumed_and_cancelled_as_one(stack: Stack) -
             await stack.send_batch(numbers(1, 300), campaign_id="c", request_id="c-3")
         assert from_error(refused.value).reason == "CAMPAIGN_CANCELLED"
         await eventually(stack.quiet)
+        # The cost centre has answered a release when it is recorded, and does it soon after.
+        await eventually(lambda: _frozen_is(stack, 0))
         assert await stack.balance() == (GRANTED - 40, 0)
 
 

@@ -214,6 +214,12 @@ async def test_schedule_and_validity_outlive_a_pause(stack: Stack) -> None:
         ("VALIDITY_EXPIRED",)
     ]
     assert len(carrier.calls) == calls
+
+    async def released() -> bool:
+        return (await stack.balance())[1] == 0
+
+    # The cost centre has answered a release when it is recorded, and does it soon after.
+    await eventually(released)
     assert await stack.balance() == (GRANTED - 4, 0)
 
 
