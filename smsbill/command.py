@@ -17,6 +17,7 @@ from smsbill.commands import (
     account,
     admin,
     backups,
+    campaign,
     carriers,
     following,
     parked,
@@ -37,6 +38,7 @@ app = typer.Typer(
 account.register(app)
 admin.register(app)
 sending.register(app)
+campaign.register(app)
 parked.register(app)
 following.register(app)
 webhook.register(app)

@@ -17,6 +17,8 @@ ADVICE = {
     "IDEMPOTENCY_CONFLICT": "use another --request-id",
     "MESSAGE_NOT_FOUND": "list the messages with `smsbill messages --brand …`",
     "BATCH_NOT_FOUND": "list the messages with `smsbill messages --brand …`",
+    "CAMPAIGN_NOT_FOUND": "list the campaigns with `smsbill campaign list --brand …`",
+    "CAMPAIGN_CANCELLED": "a cancelled campaign stays cancelled; use another --campaign",
     "NO_VALID_RECIPIENT": "correct the numbers and send again",
     "TOO_MANY_RECIPIENTS": "split the file and send several batches",
     "TOKEN_NOT_FOUND": "list the tokens with `smsbill token list`",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from smsbill.failure import CommandError
@@ -28,20 +30,22 @@ _SHOWN_NAMES = 10
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """A row with a number that can be sent to."""
+    """A row with a number that can be sent to; `raw` is the number as it stands there."""
 
     line: int
     mobile: str
     cells: tuple[str, ...]
+    raw: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that is left out, with its number masked."""
+    """A row that is left out, with its number masked; `raw` is the number as it stands there."""
 
     line: int
     mobile: str
     reason: str
+    raw: str = field(default="", compare=False, repr=False)
 
 
 class RecipientFile:
@@ -68,17 +72,46 @@ class RecipientFile:
         """Bytes read so far, out of `size`."""
         return self._raw.tell() if self._raw is not None and not self._raw.closed else self.size
 
+    def check(self) -> None:
+        """Read the file to its end without judging rows. Raises `CommandError` where it stops being a CSV file, and
+        when its first line names no numbers.
+        """
+        with self._errors(), self._reader() as reader:
+            line, named = 1, False
+            while True:
+                try:
+                    row = next(reader, None)
+                except csv.Error as error:
+                    raise self._no_csv(line, error) from None
+                if row is None:
+                    return
+                if not named and any(cells := [cell.strip() for cell in row]):
+                    self.columns = self._header(cells, line)[0]
+                    named = True
+                line = reader.line_num + 1  # type: ignore[attr-defined] # csv's reader has it
+
+    def fingerprint(self) -> str:
+        """What tells this content from another: its SHA-256 in hexadecimal digits."""
+        with self._errors(), self._path.open("rb") as raw:
+            return hashlib.file_digest(raw, "sha256").hexdigest()
+
     def rows(self) -> Iterator[Recipient | BadRow]:
         """Every row that is not blank. Raises `CommandError` where the file stops being a CSV file."""
-        with self._errors(), self._path.open("rb") as raw:
+        with self._errors(), self._reader() as reader:
+            yield from self._parse(reader)
+
+    @contextmanager
+    def _reader(self) -> Iterator[Iterator[list[str]]]:
+        with self._path.open("rb") as raw, io.TextIOWrapper(raw, encoding=self.encoding, newline="") as text:
             self._raw = raw
-            text = io.TextIOWrapper(raw, encoding=self.encoding, newline="")
             first = text.readline()
             text.seek(0)
             # The delimiter of the first line is that of the file.
             delimiter = max(_DELIMITERS, key=first.count)
-            reader = csv.reader(text, delimiter=delimiter, strict=True)
-            yield from self._parse(reader)
+            yield csv.reader(text, delimiter=delimiter, strict=True)
+
+    def _no_csv(self, line: int, error: csv.Error) -> CommandError:
+        return CommandError(f"{self._path} line {line}: is not CSV ({error}); nothing was sent, correct the line")
 
     def _parse(self, reader: Iterator[list[str]]) -> Iterator[Recipient | BadRow]:
         names: list[str] | None = None
@@ -88,9 +121,7 @@ class RecipientFile:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                raise CommandError(
-                    f"{self._path} line {start}: is not CSV ({error}); nothing was sent, correct the line"
-                ) from None
+                raise self._no_csv(start, error) from None
             if row is None:
                 return
             line = reader.line_num + 1  # type: ignore[attr-defined] # csv's reader has it
@@ -123,12 +154,13 @@ class RecipientFile:
     def _judge(self, cells: list[str], place: int, names: list[str], line: int) -> Recipient | BadRow:
         if len(cells) != len(names):
             shown = mask_mobile(cells[place]) if place < len(cells) else ""
-            return BadRow(line, shown, f"has {len(cells)} cells, the first line {len(names)}")
+            raw = cells[place] if place < len(cells) else ""
+            return BadRow(line, shown, f"has {len(cells)} cells, the first line {len(names)}", raw)
         mobile = cells[place]
         try:
-            return Recipient(line, normalize_mobile(mobile), tuple(cells))
+            return Recipient(line, normalize_mobile(mobile), tuple(cells), mobile)
         except InvalidMobile as error:
-            return BadRow(line, mask_mobile(mobile), error.rule)
+            return BadRow(line, mask_mobile(mobile), error.rule, mobile)
 
     def _detect(self, encoding: str) -> str:
         with self._path.open("rb") as file:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import grpc
+import orjson
 
 from infra.errors import Refusal, invalid_fields
 from infra.identifiers import brand_of
@@ -18,8 +19,13 @@ from smsgateway.accepting import Single
 from smsgateway.batch_accepting import Batch, no_valid_recipient
 from smsgateway.metrics import TYPE_NAMES
 from smsgateway.mobile import DOMESTIC_PREFIX, InvalidMobile, mask_mobile, normalize_mobile
-from smsgateway.rules import RULE_REASONS
-from smsgateway.segmentation import SegmentCount, SegmentRule, count_segments, count_segments_by_rule
+from smsgateway.segmentation import (
+    SegmentCount,
+    SegmentRule,
+    count_segments,
+    count_segments_by_rule,
+    domestic_segments,
+)
 from smsgateway.settings import Settings
 from smsgateway.terms import Filling, Judge, Terms, content_of, lenient_judge
 from smsgateway.variables import BadValues, InvalidVariables, check_values, pack_values, parse
@@ -251,10 +257,11 @@ class BatchReader:
     def _take_personalised(self, recipients: Sequence[sms_gateway_pb2.PersonalisedRecipient]) -> None:
         filling = self._filling
         assert filling is not None
-        known, digested = self._mobiles, []
+        known, digested = self._mobiles, self._digest
         for index, recipient in enumerate(recipients, self._read):
             raw, values = recipient.mobile, list(recipient.values)
-            digested += [f"{len(values)};", *(f"{len(value)}:{value}\0" for value in (raw, *values))]
+            # Lists one after another, whose ends are known whatever stands in them.
+            digested.update(orjson.dumps([raw, *values]))
             mobile = self._new_mobile(index, raw)
             if not mobile:
                 continue
@@ -267,7 +274,6 @@ class BatchReader:
             known[mobile] = index
             self._segments.append(segments)
             self._values.append(pack_values(values))
-        self._digest.update("".join(digested).encode())
         self._read += len(recipients)
 
     def _judge(self, filling: Filling, mobile: str, text: str) -> int:
@@ -277,6 +283,8 @@ class BatchReader:
         if len(text) > self._settings.text_characters_max:
             raise BadValues("TEXT_TOO_LONG")
         filling.check(text)
+        if mobile.startswith(DOMESTIC_PREFIX):
+            return domestic_segments(len(text))
         return count_segments(text, mobile).segments
 
     def _new_mobile(self, index: int, raw: str) -> str:

@@ -57,6 +57,8 @@ def normalize_mobile(raw: str, default_region: str = "CN") -> str:
     # Most come as a person in China writes them, or as we do.
     if default_region == "CN" and _DOMESTIC.fullmatch(raw):
         return DOMESTIC_PREFIX + raw
+    if raw.startswith(DOMESTIC_PREFIX) and _DOMESTIC.fullmatch(raw, len(DOMESTIC_PREFIX)):
+        return raw
     number = _SEPARATORS.sub("", raw)
     if not number:
         raise InvalidMobile("empty")

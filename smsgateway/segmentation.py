@@ -131,6 +131,12 @@ def count_segments_by_rule(text: str, rule: SegmentRule) -> SegmentCount:
     return _count_international_kept(text)
 
 
+@lru_cache(maxsize=_KEPT_COUNTS)
+def domestic_segments(characters: int) -> int:
+    """Segments of a text of so many characters to a number of mainland China: texts of one length cost the same."""
+    return _divide("domestic", characters).segments
+
+
 def split_segments(text: str, mobile: str) -> tuple[str, ...]:
     """The parts of a text, in order; as many as `count_segments` says, together the text.
 

@@ -200,11 +200,11 @@ class Stack:
         )
         return await self.adjust(brand_id, grant=cost_center_admin_pb2.GrantAdjustment(segments=segments))
 
-    async def adjust(self, brand_id: int, **adjustment: Any) -> int:
+    async def adjust(self, brand_id: int, *, request_id: str = "", **adjustment: Any) -> int:
         """AdjustPackage; the package's number."""
         request = cost_center_admin_pb2.AdjustPackageRequest(
             brand_id=brand_id,
-            request_id=f"adjust-{brand_id}-{next(iter(adjustment))}",
+            request_id=request_id or f"adjust-{brand_id}-{next(iter(adjustment))}",
             author="test",
             reason="test",
             **adjustment,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from smsbill.commands.options import AsJson, Brand, Limit, RequestId, SmsType, n
 
 if TYPE_CHECKING:
     from smsbill.client import Client
-    from smsbill.sending import FileSent
+    from smsbill.sending import FileOrder, FileSent
 
 _PANEL = "Messages"
 _BAD_ROWS_SHOWN = 20
@@ -69,18 +70,39 @@ def send(
     file: Annotated[Path | None, typer.Option(help="CSV file of recipients.", show_default=False)] = None,
     column: Annotated[str, typer.Option(help="Column of the file with the numbers.", show_default=False)] = "",
     encoding: Annotated[Encoding, typer.Option(help="Encoding of the file.")] = Encoding.AUTO,
+    campaign: Annotated[
+        str,
+        typer.Option(
+            help="Name of the file's campaign: the same again goes on where it stopped. Else one of file and text.",
+            show_default=False,
+        ),
+    ] = "",
+    batch_rows: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Rows of the file in one batch; 0: 20,000.", show_default=False)
+    ] = 0,
     request_id: RequestId = "",
     wait: Wait = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Send one text to one number, or to all numbers of a CSV file as one batch."""
+    """Send one text to one number, or to all numbers of a CSV file as a campaign.
+
+    With a file {$name} in the text stands for the cell of the column of that name. A file that was interrupted, by a
+    crash or for lack of balance, goes on when the same command is given again, and nobody gets it twice.
+    """
     if bool(to) == (file is not None):
         raise typer.BadParameter("give --to or --file", param_hint="--to")
-    key = request_id or new_request_id("send")
     if file is None:
-        _send_single(brand, sms_type, text, to, key, wait, as_json)
-    else:
-        _send_file(brand, sms_type, text, file, column, encoding, key, wait, as_json)
+        _send_single(brand, sms_type, text, to, request_id or new_request_id("send"), wait, as_json)
+        return
+    from smsbill.campaign_file import CAMPAIGN_CHARACTERS_MAX
+    from smsbill.sending import FileOrder
+
+    # A file's key is its campaign's name.
+    name = campaign or request_id
+    if len(name) > CAMPAIGN_CHARACTERS_MAX or (name and not name.isprintable()):
+        raise typer.BadParameter(f"has at most {CAMPAIGN_CHARACTERS_MAX} printable characters", param_hint="--campaign")
+    order = FileOrder(brand, sms_type.number, text, column, encoding.value, name, batch_rows)
+    _send_file(order, file, wait, as_json)
 
 
 def messages(
@@ -135,65 +157,64 @@ def _send_single(brand: int, sms_type: SmsType, text: str, to: str, key: str, wa
     pairs(as_json, client.run(work), "Sent")
 
 
-def _send_file(
-    brand: int,
-    sms_type: SmsType,
-    text: str,
-    path: Path,
-    column: str,
-    encoding: Encoding,
-    key: str,
-    wait: float,
-    as_json: bool,
-) -> None:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from protos.smsgateway.v1 import sms_gateway_pb2 as pb
-    from smsbill import client
-    from smsbill.recipients import RecipientFile
-    from smsbill.sending import send_file, wait_for_batch
-    from smsbill.tables import console
-
-    file = RecipientFile(path, column=column, encoding=encoding)
-    header = pb.BatchHeader(
-        brand_id=brand,
-        request_id=key,
-        sms_type=sms_type.number,  # type: ignore[arg-type] # numbers of the proto's enum
-        text=text,
+def _send_file(order: FileOrder, path: Path, wait: float, as_json: bool) -> None:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
+    from smsbill import client
+    from smsbill.sending import send_file, wait_for_batches
+    from smsbill.tables import console
+
     async def work(caller: Client, progress: Callable[[int, int], None]) -> tuple[FileSent, dict[str, int]]:
-        sent = await send_file(caller, header, file, progress=progress)
-        return sent, await wait_for_batch(caller, sent.reply.batch_id, wait) if wait else {}
+        sent = await send_file(caller, order, path, progress=progress)
+        return sent, await wait_for_batches(caller, sent.batch_ids, wait) if wait else {}
 
     screen = console(stderr=True)
-    columns = (TextColumn(path.name), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]:,} rows"))
-    with Progress(*columns, TimeRemainingColumn(), console=screen, disable=not screen.is_terminal) as shown:
-        task = shown.add_task("", total=file.size, rows=0)
-        sent, states = client.run(
-            lambda caller: work(caller, lambda at, rows: shown.update(task, completed=at, rows=rows))
-        )
-    _show_file_sent(sent, key, states, as_json)
+    columns = (
+        TextColumn(path.name),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,}/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    size = path.stat().st_size if path.is_file() else None
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as shown:
+        task = shown.add_task("", total=size, rows=0, rate=0)
+
+        def progress(at: int, rows: int) -> None:
+            shown.update(task, completed=at, rows=rows, rate=round(rows / max(time.monotonic() - started, 0.001)))
+
+        sent, states = client.run(lambda caller: work(caller, progress))
+    _show_file_sent(sent, states, as_json)
 
 
-def _show_file_sent(sent: FileSent, key: str, states: dict[str, int], as_json: bool) -> None:
-    from dataclasses import asdict
-
+def _show_file_sent(sent: FileSent, states: dict[str, int], as_json: bool) -> None:
     from smsbill.tables import console, pairs, print_json, table
 
-    reply = sent.reply
+    batch_ids = sent.batch_ids
     told: dict[str, object] = {
-        "batch_id": reply.batch_id,
-        "order_no": reply.order_no,
-        "accepted": reply.accepted,
-        "segments": reply.segments,
+        "campaign_id": sent.campaign_id,
+        "batches": len(batch_ids),
+        "accepted": sent.accepted,
+        "segments": sent.segments,
         "bad_row_count": sent.bad_count,
-        "request_id": key,
+        "journal": str(sent.journal),
     }
+    if sent.repeated:
+        told["accepted_before"] = f"{sent.repeated} of {len(sent.parts)} parts"
     if states:
         told["states"] = states
     if as_json:
-        print_json(told | {"bad_rows": [asdict(row) for row in sent.bad_rows]})
+        bad = [{"line": row.line, "mobile": row.mobile, "reason": row.reason} for row in sent.bad_rows]
+        print_json(told | {"batch_ids": batch_ids, "bad_rows": bad})
         return
     if states:
         told["states"] = ", ".join(f"{count:,} {state}" for state, count in states.items())
@@ -203,7 +224,7 @@ def _show_file_sent(sent: FileSent, key: str, states: dict[str, int], as_json: b
         rows = [(row.line, row.mobile, row.reason) for row in sent.bad_rows[:_BAD_ROWS_SHOWN]]
         screen.print(table("Rows left out", ("#line", "number", "reason"), rows))
         if sent.bad_count > len(rows):
-            screen.print(f"and {sent.bad_count - len(rows):,} more; --json lists the first 1,000")
+            screen.print(f"and {sent.bad_count - len(rows):,} more; `smsbill campaign results` writes all of them")
 
 
 def _message_row(message: Any) -> tuple[object, ...]:

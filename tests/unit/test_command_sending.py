@@ -11,8 +11,7 @@ import pytest
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill.client import Client
 from smsbill.failure import CommandError
-from smsbill.recipients import RecipientFile
-from smsbill.sending import PART_RECIPIENTS, send_file
+from smsbill.sending import PART_RECIPIENTS, FileOrder, send_file
 
 
 class Call:
@@ -60,52 +59,45 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "people.csv"
 
 
+ORDER = FileOrder(1, 3, "你好", campaign_id="c")
+
+
 async def test_bad_rows_of_both_sides_are_named_by_line(path: Path) -> None:
     """Aim: rows that we leave out and rows that the service leaves out come as one list, in order of their lines."""
-    size = write(path, "mobile\n19900090001\nbad\n19900090002\n\n19900090001\n")
+    size = write(path, "mobile\n19900090001\nbad\n19900090002\n\n19900090001\n19900090003\n")
     call = Call(
         pb.SendBatchSmsResponse(
+            batch_id="b",
             accepted=2,
-            bad_recipients=[pb.BadRecipient(index=2, mobile="+86199****0001", reason="DUPLICATE_NUMBER")],
+            bad_by_reason=[pb.BadRecipients(reason="OPTED_OUT", indexes=[1])],
             bad_recipient_count=1,
         )
     )
     seen: list[tuple[int, int]] = []
-    header = pb.BatchHeader(brand_id=1)
-    sent = await send_file(client_of(call), header, RecipientFile(path), progress=lambda *at: seen.append(at))
-    assert [(row.line, row.reason) for row in sent.bad_rows][1] == (6, "DUPLICATE_NUMBER")
-    assert [row.line for row in sent.bad_rows] == [3, 6]
-    assert sent.bad_count == 2
-    assert call.parts[0].header == header
-    assert list(call.parts[1].recipients.mobiles) == ["+8619900090001", "+8619900090002", "+8619900090001"]
+    sent = await send_file(client_of(call), ORDER, path, progress=lambda *at: seen.append(at))
+    assert [(row.line, row.reason) for row in sent.bad_rows][1:] == [(4, "OPTED_OUT"), (6, "DUPLICATE_NUMBER")]
+    assert [row.line for row in sent.bad_rows] == [3, 4, 6]
+    assert (sent.bad_count, sent.accepted) == (3, 2)
+    header = call.parts[0].header
+    assert (header.request_id, header.campaign_id, header.recipient_count) == ("c/000000", "c", 3)
+    assert list(call.parts[1].recipients.mobiles) == ["+8619900090001", "+8619900090002", "+8619900090003"]
     assert call.ended
     assert not call.cancelled
-    assert seen[-1] == (size, 3)
+    assert seen == [(size, 5)]
 
 
 async def test_a_file_that_breaks_midway_sends_nothing(path: Path) -> None:
-    """Aim: after thousands of good rows a malformed one cancels the stream before its end: all or nothing."""
+    """Aim: a malformed row after thousands of good ones is found before anything is sent."""
     write(path, "mobile\n" + "19900090001\n" * (PART_RECIPIENTS * 2) + '"\n')
     call = Call(pb.SendBatchSmsResponse())
     with pytest.raises(CommandError, match=f"line {PART_RECIPIENTS * 2 + 2}: is not CSV"):
-        await send_file(client_of(call), pb.BatchHeader(), RecipientFile(path))
-    assert len(call.parts) == 3
-    assert call.cancelled
-    assert not call.ended
-
-
-async def test_without_a_good_row_nothing_is_sent(path: Path) -> None:
-    """Aim: a file of bad rows alone ends with the first of them."""
-    write(path, "mobile\nbad\n")
-    call = Call(pb.SendBatchSmsResponse())
-    with pytest.raises(CommandError, match=r"no row of the file .*; line 2: \*\*\*: "):
-        await send_file(client_of(call), pb.BatchHeader(), RecipientFile(path))
-    assert call.cancelled
+        await send_file(client_of(call), ORDER, path)
+    assert call.parts == []
 
 
 async def test_a_service_that_answers_early_is_heard(path: Path) -> None:
     """Aim: when the service ends the stream before we do, its answer counts and not our broken write."""
-    write(path, "mobile\n" + "19900090001\n" * (PART_RECIPIENTS * 2))
+    write(path, "mobile\n" + "".join(f"1990{number:07d}\n" for number in range(PART_RECIPIENTS * 2)))
     call = Call(pb.SendBatchSmsResponse(batch_id="b"), refuse_after=2)
-    sent = await send_file(client_of(call), pb.BatchHeader(), RecipientFile(path))
-    assert sent.reply.batch_id == "b"
+    sent = await send_file(client_of(call), ORDER, path)
+    assert sent.batch_ids == ["b"]
