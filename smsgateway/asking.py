@@ -19,6 +19,7 @@ from smsgateway.accepting import Single
 from smsgateway.batch_accepting import Batch, no_valid_recipient
 from smsgateway.metrics import TYPE_NAMES
 from smsgateway.mobile import DOMESTIC_PREFIX, InvalidMobile, mask_mobile, normalize_mobile
+from smsgateway.rules import RULE_REASONS
 from smsgateway.segmentation import (
     SegmentCount,
     SegmentRule,
