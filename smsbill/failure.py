@@ -21,6 +21,8 @@ ADVICE = {
     "CAMPAIGN_CANCELLED": "a cancelled campaign stays cancelled; use another --campaign",
     "NO_VALID_RECIPIENT": "correct the numbers and send again",
     "TOO_MANY_RECIPIENTS": "split the file and send several batches",
+    "WEBHOOK_NOT_FOUND": "list the webhooks with `smsbill webhook list --brand …`",
+    "TOO_MANY_WEBHOOKS": "remove one with `smsbill webhook remove`, or raise SMSBILL_WEBHOOKS_MAX",
     "TOKEN_NOT_FOUND": "list the tokens with `smsbill token list`",
     "BAD_REQUEST": "correct it and call again",
     "OVERLOADED": "call again in a moment",

@@ -69,6 +69,28 @@ def test_a_file_with_bad_rows(stack: Stack, folder: Path) -> None:
     assert "1990009001" not in json.dumps(told)
 
 
+def test_a_batch_is_followed_and_a_webhook_is_set_up(stack: Stack, folder: Path) -> None:
+    """Aim: each end is told as it comes and the last document says done; a secret is shown once."""
+    path = folder / "two.csv"
+    path.write_text("mobile\n19900090020\n19900090021\n")
+    arguments = ("send", "--brand", "1", "--type", "marketing", "--text", "【测试】你好", "--file", str(path))
+    batch = stack.ok(*arguments)["batch_id"]
+    followed = stack.run("follow", batch, "--messages", "--wait", "30", "--json")
+    documents = [json.loads(line) for line in followed.out.splitlines()]
+    assert documents[-1]["done"]
+    assert sorted(end["mobile"] for each in documents for end in each["ends"]) == [
+        "+86199****0020",
+        "+86199****0021",
+    ]
+    put = ("webhook", "put", "--brand", "1", "--url", "https://example.com/sms")
+    made = stack.ok(*put, "--state", "failed", "--replies")
+    assert (made["secret"][:6], made["webhook"]["states"], made["webhook"]["replies"]) == ("whsec_", ["failed"], True)
+    (listed,) = stack.ok("webhook", "list", "--brand", "1")
+    assert made["secret"] not in json.dumps(listed)
+    assert stack.ok("webhook", "remove", "--brand", "1") == {"events_dropped": 0}
+    assert stack.ok("replies", "--brand", "0") == []
+
+
 def test_a_file_that_is_no_csv_sends_nothing(stack: Stack, folder: Path) -> None:
     """Aim: a malformed file is refused whole with its line, and neither a message nor a freeze is left."""
     path = folder / "bad.csv"

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from worker_harness import ADMIN, BRAND, ScriptedCarrier, Stack, numbers, running_stack
+from worker_harness import ADMIN, BRAND, Stack, numbers, running_stack
 
 from infra.grpc_server import bearer
 from infra.grpc_status import from_error
@@ -65,29 +65,8 @@ async def test_a_follower_hears_of_every_end_once(stack: Stack) -> None:
 
 
 async def test_followers_are_few_and_end_with_their_caller_and_with_the_service(stack: Stack) -> None:
-    """Beyond the limit RESOURCE_EXHAUSTED; a deadline or a cancelled call frees a place; a stop ends calls at once."""
+    """Beyond the limit RESOURCE_EXHAUSTED; a deadline or a cancelled call frees a place; a stop ends all; refusals."""
     batch_id = await stack.send_batch(numbers(3))
-    call = follow(stack, batch_id)
-    await call.read()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await follow(stack, batch_id).read()
-    assert from_error(caught.value).reason == "OVERLOADED"
-    call.cancel()
-    late = await _admitted(stack, batch_id, timeout=1)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await late.read()
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    last = await _admitted(stack, batch_id)
-    stopping = asyncio.create_task(stack.gateway.stop())
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(last.read(), 4)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    await asyncio.wait_for(stopping, 20)
-
-
-async def test_what_cannot_be_followed_is_refused(stack: Stack) -> None:
-    """No batch, a foreign one, a token that is none, no token of a caller."""
-    batch_id = await stack.send_batch(numbers(2))
     token = await stack.admin.CreateToken(
         admin_pb.CreateTokenRequest(name="v", roles=[admin_pb.ROLE_VIEWER], brand_ids=[BRAND + 1]),
         metadata=bearer(ADMIN),
@@ -103,9 +82,22 @@ async def test_what_cannot_be_followed_is_refused(stack: Stack) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         assert from_error(caught.value).reason == reason
-    carrier = ScriptedCarrier()
-    await stack.worker(carrier=carrier)
-    await carrier.called.wait()
+    call = follow(stack, batch_id)
+    await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await follow(stack, batch_id).read()
+    assert from_error(caught.value).reason == "OVERLOADED"
+    call.cancel()
+    late = await _admitted(stack, batch_id, timeout=3)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await late.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    last = await _admitted(stack, batch_id)
+    stopping = asyncio.create_task(stack.gateway.stop())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(last.read(), 4)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await asyncio.wait_for(stopping, 20)
 
 
 async def _admitted(stack: Stack, batch_id: str, timeout: float = 60) -> Any:
