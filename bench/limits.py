@@ -33,7 +33,8 @@ async def run(rate: float, workers: int, seconds: float, windows: int) -> dict[s
     with tempfile.TemporaryDirectory(prefix="smsbill-bench-") as folder:
         async with stack(Path(folder), workers=workers) as running, watching(running) as watch:
             client = running.client()
-            settings = {name: f"env:SMSBILL_CHUANGLAN_{name.upper()}" for name in ("url", "account", "password")}
+            settings = {name: f"env:SMSBILL_CHUANGLAN_{name.upper()}" for name in ("account", "password")}
+            settings["url"] = running.file.simulator_url
             await client.call(
                 client.routing.PutCarrierAccount,
                 pb.PutCarrierAccountRequest(account_id=_ACCOUNT, kind="chuanglan", settings=settings, rate=rate),
@@ -45,7 +46,7 @@ async def run(rate: float, workers: int, seconds: float, windows: int) -> dict[s
             target = Target(running.file.gateway_target, running.file.token)
             sending = asyncio.create_task(
                 single_messages(
-                    target, running.file.database_url, messages=messages, callers=32, brands=range(1, 21),
+                    target, running.file.database_url, messages=messages, callers=256, brands=range(1, 21),
                     seconds_max=seconds * windows + 120,
                 )
             )  # fmt: skip

@@ -69,10 +69,10 @@ elseif reserve > 0 and spare >= 1 and tokens > -burst then
   spare = spare - given
 end
 tokens = tokens - given
-local wait = 0
-if given == 0 then
-  wait = (math.min(tonumber(ARGV[7]), math.max(1, burst - reserve)) - free) / rate
-  if reserve > 0 then wait = math.min(wait, math.max(0, 1 - spare) / (rate * 0.05)) end
+local wait, open = 0, tonumber(ARGV[7]) - given
+if open > 0 then
+  wait = math.max(0, math.min(open, math.max(1, burst - reserve)) - (tokens - reserve)) / rate
+  if given == 0 and reserve > 0 then wait = math.min(wait, math.max(0, 1 - spare) / (rate * 0.05)) end
 end
 redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'spare', tostring(spare), 'at', string.format('%.6f', now))
 redis.call('EXPIRE', KEYS[1], ARGV[6])
@@ -296,7 +296,7 @@ class RateLimit:
             given, milliseconds = int(reply[0]), int(reply[1])
             if given:
                 self._tokens += given
-                return 0.0
+                return min(milliseconds / 1_000, _ASK_SECONDS_MAX)
             shortest = min(shortest, max(_ASK_SECONDS_MIN, milliseconds / 1_000))
         return shortest
 
