@@ -125,6 +125,10 @@ class AccountCallbacks:
             except StartError as error:
                 self._failed_until = now + _TRY_AGAIN_SECONDS
                 log.error("carrier account cannot be set up", account=row.account_id, why=str(error))
+            except Exception:
+                # A kind of another package may raise anything; the other accounts need not suffer.
+                self._failed_until = now + _TRY_AGAIN_SECONDS
+                log.exception("carrier account cannot be set up", account=row.account_id)
         self._made = made
         self._routing = routing_of(tables, self._settings.carrier_account)
         self._chunks = {account_id: each.chunk for account_id, each in made.items()}

@@ -303,6 +303,11 @@ class Accounts:
             self._failed_until = time.monotonic() + _TRY_AGAIN_SECONDS
             log.error("CARRIER ACCOUNT CANNOT BE SET UP: nothing is sent by it", account=row.account_id, why=str(error))
             return None
+        except Exception:
+            # A kind of another package may raise anything; that is no reason to leave the other accounts behind.
+            self._failed_until = time.monotonic() + _TRY_AGAIN_SECONDS
+            log.exception("CARRIER ACCOUNT CANNOT BE SET UP: nothing is sent by it", account=row.account_id)
+            return None
         gate = AccountGate(row.account_id, self._settings)
         return Account(carrier, self._settings, kind=row.kind, gate=gate, made_of=described.resolved)
 
