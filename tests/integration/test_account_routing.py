@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -32,7 +33,9 @@ from worker_harness import (
 from infra.grpc_server import bearer
 from protos.smsgateway.v1 import routing_pb2 as pb
 from protos.smsgateway.v1 import routing_pb2_grpc
+from smsbill import reconcile
 from smsbill.carrier_simulator import CarrierSimulator, SimulatorConfig, SimulatorSettings
+from smsbill.settings import StackSettings
 from smsgateway.carriers.base import CallOutcome, Verdict
 from smsgateway.schema import MessageState
 
@@ -125,7 +128,7 @@ async def test_rules_decide_by_brand_type_and_number(two: Two) -> None:
     assert sum(payment.segments for payment in await two.stack.payments()) == 30
 
 
-async def test_a_batch_fails_over_in_its_middle_and_everybody_gets_it_once(two: Two) -> None:
+async def test_a_batch_fails_over_in_its_middle_and_everybody_gets_it_once(two: Two, tmp_path: Path) -> None:
     """The first account stops while a batch is under way: what it took stays, the rest goes to the other, and the
     books agree."""
     await two.put()
@@ -148,6 +151,13 @@ async def test_a_batch_fails_over_in_its_middle_and_everybody_gets_it_once(two: 
     assert taken(two.second)
     assert await two.stack.balance() == (GRANTED - 60, 0)
     assert sum(payment.segments - payment.refunded for payment in await two.stack.payments()) == 60
+    books = StackSettings(
+        _env_file=None,
+        database_url=two.stack.database_url,
+        redis_url=two.stack.redis_url,
+        data_dir=tmp_path / "data",
+    )
+    assert await reconcile.run(books, progress=lambda _what, _done, _total: None) == []
 
 
 @pytest.mark.parametrize("unreachable", [False, True])
