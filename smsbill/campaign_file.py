@@ -92,7 +92,7 @@ def parts(file: RecipientFile, rows: int) -> Iterator[Part]:
         elif seen.add(row.mobile):
             part.recipients.append(row)
         else:
-            part.bad.append(BadRow(row.line, mask_mobile(row.raw), DUPLICATE, row.raw))
+            part.bad.append(BadRow(row.line, mask_mobile(row.mobile), DUPLICATE, row.raw))
         part.rows += 1
         if part.rows == rows:
             part.position = file.position

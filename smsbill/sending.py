@@ -227,7 +227,7 @@ class _CampaignSending:
             sent.bad_rows += reply.bad_recipient_count
         self._note_bad(
             [
-                BadRow(part.recipients[place].line, mask_mobile(part.recipients[place].raw), reason)
+                BadRow(part.recipients[place].line, mask_mobile(part.recipients[place].mobile), reason)
                 for reason, places in sent.bad.items()
                 for place in places[:BAD_ROWS_KEPT]
             ]
