@@ -206,14 +206,15 @@ SAFEGUARDS = (
             (
                 Edit(
                     "smsgateway/accepting.py",
-                    "Key(single.brand_id, Mode.SINGLE, single.request_id, message_id, fingerprint)",
-                    "Key(single.brand_id, Mode.SINGLE, message_id, message_id, fingerprint)",
+                    "        name = (single.brand_id, single.request_id)\n",
+                    "        new_id = self._identifiers.new(single.brand_id, now_ms())\n"
+                    "        single = replace(single, request_id=new_id)\n"
+                    "        name = (single.brand_id, single.request_id)\n",
                 ),
-                # Or nobody would ever be answered.
                 Edit(
                     "smsgateway/accepting.py",
-                    "Abandoned(single.brand_id, target_id, single.request_id,",
-                    "Abandoned(single.brand_id, target_id, call.key.request_id,",
+                    "from dataclasses import dataclass, field\n",
+                    "from dataclasses import dataclass, field, replace\n",
                 ),
             ),
         ),
