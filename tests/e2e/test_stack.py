@@ -74,7 +74,7 @@ def test_a_batch_is_followed_and_a_webhook_is_set_up(stack: Stack, folder: Path)
     path = folder / "two.csv"
     path.write_text("mobile\n19900090020\n19900090021\n")
     arguments = ("send", "--brand", "1", "--type", "marketing", "--text", "【测试】你好", "--file", str(path))
-    batch = stack.ok(*arguments)["batch_id"]
+    (batch,) = stack.ok(*arguments)["batch_ids"]
     followed = stack.run("follow", batch, "--messages", "--wait", "30", "--json")
     documents = [json.loads(line) for line in followed.out.splitlines()]
     assert documents[-1]["done"]

@@ -26,8 +26,8 @@ where schemaname in ('costcenter', 'smsgateway') order by 1
 _DISPATCH = """
 insert into smsgateway.dispatch
   (brand_id, dispatch_id, mode, sms_type, messages, segments, request_id, state, epoch, order_no, payment_no, call_id,
-   account, submitting_at, created_at, changed_at, not_before, last_error)
-values (7, %s, 1, 1, 1, 1, 'r', %s, 5, 'o', 'p', 'c', 'a', now(), now(), now(), %s, %s)
+   account, submitting_at, created_at, changed_at, not_before, last_error, paused)
+values (7, %s, 1, 1, 1, 1, 'r', %s, 5, 'o', 'p', 'c', 'a', now(), now(), now(), %s, %s, %s)
 """
 
 
@@ -56,8 +56,8 @@ def fill(url: str) -> None:
     """A lane more, and a dispatch in each state, one of them parked by an error."""
     rows(url, "insert into costcenter.lane (lane_id) values (77)")
     for state in DispatchState:
-        rows(url, _DISPATCH, f"d{state:d}", int(state), None, None)
-    rows(url, _DISPATCH, "parked", int(DispatchState.QUEUED), "infinity", "an error of ours")
+        rows(url, _DISPATCH, f"d{state:d}", int(state), None, None, state is DispatchState.PAUSED)
+    rows(url, _DISPATCH, "parked", int(DispatchState.QUEUED), "infinity", "an error of ours", False)
 
 
 async def test_every_record_comes_back_and_what_may_be_sent_twice_is_held(
@@ -72,7 +72,7 @@ async def test_every_record_comes_back_and_what_may_be_sent_twice_is_held(
     # What comes later is not in it.
     rows(database_url, "insert into costcenter.lane (lane_id) values (78)")
     found = await restore(tmp_path / "b", settings(empty_database_url, tmp_path), aside=False, progress=nothing)
-    assert (found.moment, found.held, found.secrets) == (made.moment, 3, "none")
+    assert (found.moment, found.held, found.secrets) == (made.moment, 4, "none")
     after = contents(empty_database_url)
     name = "smsgateway.dispatch"
     assert {**after, name: None} == {**before, name: None}
@@ -85,6 +85,8 @@ async def test_every_record_comes_back_and_what_may_be_sent_twice_is_held(
         ("d4", DispatchState.SUBMITTING, 5, None, None),
         ("d5", DispatchState.UNKNOWN, 5, None, None),
         ("d6", DispatchState.PARTIAL, 5, None, None),
+        # Its batch stays paused, so it is no more than that once it is released.
+        ("d7", DispatchState.QUEUED, 5, True, held),
         ("parked", DispatchState.QUEUED, 5, True, "an error of ours"),
     ]
 

@@ -41,7 +41,7 @@ async def test_three_workers_share_a_rate(redis: Redis) -> None:
 
     started = time.monotonic()
     tasks = [asyncio.create_task(work(number)) for number in range(3) for _ in range(10)]
-    while given.total() < 200:
+    while given.total() < 200 or len(given) < len(limits):
         await asyncio.sleep(0.02)
         assert time.monotonic() - started < SECONDS
         assert given.total() <= 200 * (time.monotonic() - started) + 20 + 3 * 20
@@ -50,7 +50,6 @@ async def test_three_workers_share_a_rate(redis: Redis) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     for limit in limits:
         await limit.close()
-    assert len(given) == 3
 
 
 async def test_a_large_call_is_not_starved_and_leaves_a_debt(redis: Redis) -> None:
