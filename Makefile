@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test prove chaos chaos-honest lint protos docs bench lock clean
+.PHONY: help run demo test test-long prove chaos chaos-honest lint protos docs bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -35,8 +35,11 @@ $(VENV)/.node: tests/smsc_node/package-lock.json $(VENV)/.run
 		|| echo "no Node.js or no packages for it: tests/unit/test_smpp_node.py is left out"
 	touch $@
 
-test: $(VENV)/.dev $(VENV)/.node ## Run every test
+test: $(VENV)/.dev $(VENV)/.node ## Run the tests
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.dev ## Run those that take long beside what they show
+	$(BIN)/python -m pytest -m long --numprocesses=0
 
 prove: $(VENV)/.dev ## Minutes of random sequences on the ledger and on broken copies of it (SEED=, PROVE_SECONDS=, ONLY=)
 	$(BIN)/python -m scripts.prove

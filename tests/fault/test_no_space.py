@@ -26,7 +26,7 @@ from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill import stack_file
 from smsbill.client import Access, Client, ClientSettings
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 DISK_MEGABYTES = 400
 MESSAGES = 20

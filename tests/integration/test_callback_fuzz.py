@@ -25,7 +25,7 @@ from smsgateway.metrics import RECEIPTS_RECEIVED
 
 log = structlog.get_logger(__name__)
 
-REQUESTS: Final = int(os.environ.get("CALLBACK_FUZZ_REQUESTS", "1500"))
+REQUESTS: Final = int(os.environ.get("CALLBACK_FUZZ_REQUESTS", "500"))
 SEED: Final = int(os.environ.get("CALLBACK_FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 CONNECTIONS: Final = 8
 PATH: Final = b"/callbacks/chuanglan/report"
