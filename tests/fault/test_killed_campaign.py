@@ -24,7 +24,7 @@ from smsbill.reconcile import Reconciliation
 
 ROWS, BATCH_ROWS, SECONDS = 6_000, 1_000, 240.0
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 
 async def command(stack: Stack, path: Path) -> asyncio.subprocess.Process:

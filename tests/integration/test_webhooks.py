@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -242,7 +242,13 @@ async def test_what_is_refused_for_its_content_is_parked_alone(
     await eventually(lambda: _is(len(theirs.taken) >= 8))
     await settled(stack)
     listing = sms_gateway_pb2.ListParkedRequest(kind=4, brand_id=BRAND)  # type: ignore[arg-type]
-    (item,) = (await stack.sms.ListParked(listing, metadata=bearer(ADMIN), timeout=20)).items
+
+    async def parked() -> list[sms_gateway_pb2.ParkedItem]:
+        return list((await stack.sms.ListParked(listing, metadata=bearer(ADMIN), timeout=20)).items)
+
+    # It is told alone once more after the others.
+    await eventually(lambda: _any(parked()))
+    (item,) = await parked()
     assert (item.parked_id, item.subject, item.request_id) == (f"{poison}-7-main", "main", poison)
     assert (item.error, item.brand_id) == ("HTTP status 422", BRAND)
     wish: dict[str, Any] = {"kind": 4, "parked_ids": [item.parked_id, "unknown"], "author": "t", "reason": "t"}
@@ -404,6 +410,10 @@ async def test_a_stop_finishes_the_request_under_way_and_another_worker_goes_on(
     await stack.rows("update webhook_turn set until = now()")
     await stack.worker(**QUICK)
     await heard(theirs, other, "delivered")
+
+
+async def _any(found: Awaitable[Sequence[object]]) -> bool:
+    return bool(await found)
 
 
 async def _is(value: bool) -> bool:
