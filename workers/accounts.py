@@ -79,12 +79,6 @@ class Account:
         return self.carrier.account_id
 
     @property
-    def messages_max(self) -> int:
-        """Messages of one call at most."""
-        most = self.carrier.limits.max_batch
-        return most if self.rate is None else min(most, self.rate.burst)
-
-    @property
     def is_usable(self) -> bool:
         """Whether it is still what its row says, and not paused."""
         return self.retired_at is None and not self.paused
