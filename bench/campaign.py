@@ -137,7 +137,8 @@ async def run(rows: int, kills: int, deliver: bool) -> dict[str, Any]:
                 await _hold(running)
             peaks, seconds, killed = Peaks(running), 0.0, 0
             for _ in range(kills):
-                took, told = await command(running, path, peaks, random.uniform(3, 3 + rows / 20_000))
+                # Early enough that the next one is still on its way.
+                took, told = await command(running, path, peaks, random.uniform(3, 3 + rows / 20_000 / kills))
                 seconds += took
                 killed += not told
             took, told = await command(running, path, peaks, None)

@@ -72,7 +72,8 @@ HASTY: dict[str, Any] = {
 BEHAVIOUR: dict[str, Any] = {
     "receipt_delay_ms_min": 20,
     "receipt_delay_ms_max": 40,
-    "receipt_tries": 200,
+    # Also while a gateway starts on a machine with much else to do.
+    "receipt_tries": 1_200,
     "receipt_retry_interval_ms": 100,
     "refused_numbers": [REFUSED],
     "throttle_rate": 0,

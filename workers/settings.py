@@ -51,7 +51,11 @@ class Settings(gateway_settings.Settings):
 
     # Leases.
     lease_seconds: float = Field(
-        15, ge=0.1, le=600, description="How long a lease holds; a dead worker's queues wait so long for another"
+        6,
+        ge=0.1,
+        le=600,
+        description="How long a lease holds; a dead worker's queues wait so long for another, so ten seconds after a "
+        "death all goes on. It is renewed three times in that time",
     )
     leases_max: int = Field(
         256, ge=1, le=10_000, description="Queues that a worker holds per type and mode; the rest is for others"

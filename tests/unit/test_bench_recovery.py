@@ -16,7 +16,7 @@ WHOLE_RATE = 50
 
 
 def moments(low: dict[int, int]) -> list[float]:
-    """Messages in each second from 4 before the fault to 20 after it; `low` in some of them."""
+    """Messages in each second from 4 before the fault to 20 after it; others than the whole rate in some of them."""
     found = []
     for second in range(-4, 20):
         count = low.get(second, WHOLE_RATE)
@@ -25,21 +25,20 @@ def moments(low: dict[int, int]) -> list[float]:
 
 
 def test_a_rate_that_falls_again_is_back_and_not_yet_whole() -> None:
-    """Both moments are told, in seconds after the fault."""
-    found = recovery(moments({**dict.fromkeys(range(6), 5), 10: 20}), FAULT_AT, 4, 20)
-    assert (found["back_seconds"], found["whole_seconds"]) == (6.0, 11.0)
-    assert (found["before_per_second"], found["missing_windows"]) == (50.0, 7)
+    """Both moments are told, in seconds after the fault, and what was not taken."""
+    found = recovery(moments({**dict.fromkeys(range(6), 5), 10: 20}), FAULT_AT, WHOLE_RATE, 20)
+    assert (found["back_seconds"], found["whole_seconds"], found["missing_share"]) == (6, 11, 0.3)
 
 
 def test_a_fault_that_nobody_notices_takes_no_time() -> None:
-    """Windows of at least nine tenths count as whole."""
-    found = recovery(moments({3: 45}), FAULT_AT, 4, 20)
-    assert (found["back_seconds"], found["whole_seconds"], found["missing_windows"]) == (0.0, 0.0, 0)
+    """Aim: a second that is short and made up for in the next two is no fault; nine tenths count as whole."""
+    found = recovery(moments({3: 40, 4: 60, 9: 45, 10: 45, 11: 45}), FAULT_AT, WHOLE_RATE, 20)
+    assert (found["back_seconds"], found["whole_seconds"]) == (0, 0)
 
 
 def test_a_rate_that_never_comes_back_has_no_time() -> None:
     """It is told apart from one that took long."""
-    found = recovery(moments(dict.fromkeys(range(1, 20), 44)), FAULT_AT, 4, 20)
+    found = recovery(moments(dict.fromkeys(range(20), 44)), FAULT_AT, WHOLE_RATE, 20)
     assert (found["back_seconds"], found["whole_seconds"]) == (None, None)
 
 
