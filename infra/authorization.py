@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -146,10 +147,16 @@ class Authenticator:
             # One look-up for all callers that come with the same token meanwhile.
             task = asyncio.ensure_future(self._lookup(secret_hash(secret)))
             self._under_way[header] = task
-            task.add_done_callback(lambda _: self._under_way.pop(header, None))
+            task.add_done_callback(partial(self._looked_up, header))
         principal = await asyncio.shield(task)
         self._kept[header] = (time.monotonic() + self._keep_seconds, principal)
         self._kept.move_to_end(header)
         while len(self._kept) > self._keep_max:
             self._kept.popitem(last=False)
         return principal
+
+    def _looked_up(self, header: str, task: asyncio.Task[Principal | None]) -> None:
+        del self._under_way[header]
+        if not task.cancelled():
+            # Whoever waited may be gone: an error that nobody takes is not one to complain of.
+            task.exception()

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import orjson
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from smsbill.failure import CommandError
 from smsbill.recipients import BadRow, Recipient, RecipientFile
@@ -47,6 +49,38 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What else a message or batch may be sent with; the fields of `smsgateway.v1.SendSmsRequest`.
+
+    `send_at` in seconds since 1970, `valid_seconds` from then on; 0: now, for ever.
+    """
+
+    signature: str = ""
+    template_id: str = ""
+    template_values: tuple[tuple[str, str], ...] = ()
+    send_at: int = 0
+    valid_seconds: int = 0
+
+    def given(self) -> dict[str, Any]:
+        """Those that are given, as they stand in a journal."""
+        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name)}
+
+    def fields(self) -> dict[str, Any]:
+        """Those that are given, as fields of a request."""
+        fields = self.given()
+        if self.template_values:
+            fields["template_values"] = dict(self.template_values)
+        if self.send_at:
+            fields["send_at"] = Timestamp(seconds=self.send_at)
+        if seconds := fields.pop("valid_seconds", 0):
+            fields["valid_for"] = Duration(seconds=seconds)
+        return fields
+
+
+NO_TERMS = Terms()
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """What a campaign was begun with. The same again goes on; anything else is another campaign."""
 
@@ -59,11 +93,22 @@ class Begun:
     encoding: str
     batch_rows: int
     file_sha256: str
+    terms: Terms = NO_TERMS
 
     def line(self) -> dict[str, Any]:
-        """The journal's first line."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {"version": _VERSION, **fields, "variables": list(self.variables)}
+        """The journal's first line. Terms that are not given leave no trace: names of campaigns are made of it."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "terms"}
+        return {"version": _VERSION, **fields, "variables": list(self.variables), **self.terms.given()}
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Self:
+        """What a journal's first line says. Raises TypeError, ValueError and KeyError for what is none."""
+        fields = dict(line)
+        if fields.pop("version") != _VERSION:
+            raise ValueError("version")
+        given = {name: fields.pop(name) for name in Terms.__slots__ if name in fields}
+        given["template_values"] = tuple((name, value) for name, value in given.get("template_values", ()))
+        return cls(**{**fields, "variables": tuple(fields["variables"])}, terms=Terms(**given))
 
 
 @dataclass(slots=True)
@@ -187,11 +232,12 @@ class Journal:
                 f"the file has changed since campaign {known.campaign_id} was begun with it; bring back the file as it "
                 f"was, or send this one as another campaign (--campaign). The journal is {self.path}"
             )
-        for name in ("brand_id", "sms_type", "text", "variables", "column", "encoding", "batch_rows"):
+        for name in ("brand_id", "sms_type", "text", "variables", "column", "encoding", "batch_rows", "terms"):
             if getattr(known, name) != getattr(begun, name):
+                other = "other terms" if name == "terms" else f"another {name.replace('_', ' ')}"
                 raise CommandError(
-                    f"campaign {known.campaign_id} was begun with another {name.replace('_', ' ')}; give the same, or "
-                    f"another --campaign. The journal is {self.path}"
+                    f"campaign {known.campaign_id} was begun with {other}; give the same, or another --campaign. The "
+                    f"journal is {self.path}"
                 )
 
     def note(self, sent: SentPart) -> None:
@@ -212,9 +258,7 @@ class Journal:
             for place, line in enumerate(content[:whole].splitlines()):
                 fields = orjson.loads(line)
                 if place == 0:
-                    if fields.pop("version") != _VERSION:
-                        raise ValueError("version")
-                    self.begun = Begun(**{**fields, "variables": tuple(fields["variables"])})
+                    self.begun = Begun.of(fields)
                 else:
                     sent = SentPart(**fields)
                     self.parts[sent.part] = sent

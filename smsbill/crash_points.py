@@ -38,6 +38,7 @@ POINTS: Mapping[str, CrashPoint] = {
     "gateway.single.frozen": CrashPoint("the cost centre has answered to the freeze", "the answer is recorded"),
     "gateway.single.queued": CrashPoint("the message is recorded as queued, with its reply", "it is pushed to Redis"),
     "gateway.single.forgotten": CrashPoint("the record of a refused message is deleted", "its caller is answered"),
+    "gateway.single.cancelling": CrashPoint("a cancelled message and what is owed are written", "that is committed"),
     "gateway.single.pushed": CrashPoint("the message is in its queue in Redis", "its caller is answered"),
     "gateway.entry.noting": CrashPoint("dispatches are in their queues, callers are answered", "it is noted where"),
     # A batch.

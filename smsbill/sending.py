@@ -15,10 +15,12 @@ from infra.grpc_status import from_error
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from smsbill.campaign_file import (
     BATCH_ROWS,
+    NO_TERMS,
     Begun,
     Journal,
     Part,
     SentPart,
+    Terms,
     campaign_name,
     journal_path,
     parts,
@@ -78,6 +80,7 @@ class FileOrder:
     encoding: str = "auto"
     campaign_id: str = ""
     batch_rows: int = 0
+    terms: Terms = NO_TERMS
 
 
 @dataclass(slots=True)
@@ -151,6 +154,7 @@ def _begun(order: FileOrder, file: RecipientFile, path: Path, fingerprint: str) 
         order.encoding,
         order.batch_rows or BATCH_ROWS,
         fingerprint,
+        order.terms,
     )
     if begun.campaign_id:
         return begun
@@ -245,6 +249,7 @@ class _CampaignSending:
             variables=begun.variables,
             campaign_id=begun.campaign_id,
             tell_all_bad=True,
+            **begun.terms.fields(),
         )
         requests = [pb.SendBatchSmsRequest(header=header)]
         for start in range(0, len(part.recipients), PART_RECIPIENTS):

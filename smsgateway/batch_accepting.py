@@ -1,4 +1,4 @@
-"""Accepting batches, whole or not at all, and cancelling them."""
+"""Accepting batches, whole or not at all, and cancelling them and single messages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from smsgateway.ledger_client import LedgerClient, Unsettled, is_outage
 from smsgateway.metrics import RULE_REFUSALS, TYPE_NAMES
 from smsgateway.mobile import DOMESTIC_PREFIX, mask_mobile
 from smsgateway.queues import QueueItem
-from smsgateway.schema import Mode
+from smsgateway.schema import MessageState, Mode
 from smsgateway.settings import Settings
 from smsgateway.settling import freeze_request, now_ms, owed_back, release_owed
 from smsgateway.store import accepting as store
-from smsgateway.store import outbox, pausing, rule_checks
+from smsgateway.store import listing, outbox, pausing, rule_checks
 from smsgateway.store.accepting import (
     Abandoned,
     Accepted,
@@ -472,8 +472,8 @@ def campaign_cancelled() -> Refusal:
     return failed_precondition("CAMPAIGN_CANCELLED", "the campaign was cancelled; send under another campaign_id")
 
 
-class BatchCanceller:
-    """Cancels batches."""
+class Canceller:
+    """Cancels batches and single messages."""
 
     def __init__(self, database: Database, ledger: LedgerClient, identifiers: IdentifierSource) -> None:
         self._database = database
@@ -504,6 +504,25 @@ class BatchCanceller:
         return sms_gateway_pb2.CancelBatchResponse(
             cancelled=len(messages), not_cancelled=messages_in_all - cancelled_in_all
         )
+
+    async def cancel_message(self, brand_id: int, message_id: str) -> bool:
+        """Cancel a single message and owe its segments back, unless a worker has it; whether it is cancelled now.
+
+        Raises NOT_FOUND (MESSAGE_NOT_FOUND) and FAILED_PRECONDITION (MESSAGE_OF_BATCH).
+        """
+        async with self._database.connection() as connection:
+            dispatches, messages = await store.cancel_single(connection, brand_id, message_id)
+            if dispatches:
+                owed = owed_back(self._identifiers, brand_id, dispatches, messages)
+                await outbox.insert(connection, owed, hold_seconds=0)
+                reach("gateway.single.cancelling")
+                return True
+            message = await listing.find_message(connection, brand_id, message_id)
+        if message is None:
+            raise not_found("MESSAGE_NOT_FOUND", "there is no such message")
+        if message.batch_id:
+            raise failed_precondition("MESSAGE_OF_BATCH", f"it is one of batch {message.batch_id}; cancel that")
+        return message.state == MessageState.CANCELLED
 
     async def _settle_doubt(self, brand_id: int, batch_id: str) -> None:
         """Find out of paused chunks whether they were paid for: the same payment asked for once more settles it."""

@@ -11,7 +11,7 @@ import structlog
 from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal, not_found, unavailable
-from smsgateway.batch_accepting import BatchCanceller, campaign_cancelled
+from smsgateway.batch_accepting import Canceller, campaign_cancelled
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.settings import Settings
 from smsgateway.store import pausing as store
@@ -101,7 +101,7 @@ class BatchPauser:
 class CampaignKeeper:
     """Pauses, resumes and cancels campaigns: first the campaign, for batches to come, then its batches one by one."""
 
-    def __init__(self, database: Database, pauser: BatchPauser, canceller: BatchCanceller) -> None:
+    def __init__(self, database: Database, pauser: BatchPauser, canceller: Canceller) -> None:
         self._database = database
         self._pauser = pauser
         self._canceller = canceller

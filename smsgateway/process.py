@@ -26,7 +26,7 @@ from protos.smsgateway.v1 import (
 from smsgateway import campaign_service, migrations, routing_service, rule_service, webhook_service
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
-from smsgateway.batch_accepting import BatchAcceptor, BatchCanceller
+from smsgateway.batch_accepting import BatchAcceptor, Canceller
 from smsgateway.campaign_service import CampaignService
 from smsgateway.campaigns import BatchPauser, CampaignKeeper
 from smsgateway.carriers.accounts import ChunkSizes
@@ -138,7 +138,7 @@ class GatewayProcess:
         book = RuleBook(database, settings)
         await book.open()
         follower = BatchFollower(database, settings)
-        canceller, pauser = BatchCanceller(database, ledger, identifiers), BatchPauser(database, queue, settings)
+        canceller, pauser = Canceller(database, ledger, identifiers), BatchPauser(database, queue, settings)
         service = SmsGatewayService(
             database,
             singles,

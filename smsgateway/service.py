@@ -20,7 +20,7 @@ from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
-from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchCanceller, BatchPlace, BatchPlaces
+from smsgateway.batch_accepting import Batch, BatchAcceptor, Canceller, BatchPlace, BatchPlaces
 from smsgateway.campaigns import BatchPauser
 from smsgateway.following import BatchFollower
 from smsgateway.metrics import MESSAGES, MODE_NAMES, RULE_REFUSALS, TYPE_NAMES
@@ -46,6 +46,7 @@ PERMISSIONS: Permissions = {
     f"/{SERVICE}/ListMessages": _VIEWER,
     f"/{SERVICE}/GetBatch": _VIEWER,
     f"/{SERVICE}/FollowBatch": _VIEWER,
+    f"/{SERVICE}/CancelMessage": _SENDER,
     f"/{SERVICE}/CancelBatch": _SENDER,
     f"/{SERVICE}/PauseBatch": _SENDER,
     f"/{SERVICE}/ResumeBatch": _SENDER,
@@ -67,7 +68,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         database: Database,
         singles: SingleAcceptor,
         batches: BatchAcceptor,
-        canceller: BatchCanceller,
+        canceller: Canceller,
         pauser: BatchPauser,
         parked: ParkedWork,
         follower: BatchFollower,
@@ -226,6 +227,17 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
                 resume_token=each.resume_token,
                 done=each.done,
             )
+
+    async def CancelMessage(
+        self, request: sms_gateway_pb2.CancelMessageRequest, context: Context
+    ) -> sms_gateway_pb2.CancelMessageResponse:
+        """Cancel a single message."""
+        missing = not_found("MESSAGE_NOT_FOUND", "there is no such message")
+        brand_id = asking.identified_brand(request.message_id, missing)
+        current_principal().require_brand(brand_id)
+        cancelled = await self._canceller.cancel_message(brand_id, request.message_id)
+        log.info("message cancelled", message_id=request.message_id, brand_id=brand_id, cancelled=cancelled)
+        return sms_gateway_pb2.CancelMessageResponse(cancelled=cancelled)
 
     async def CancelBatch(
         self, request: sms_gateway_pb2.CancelBatchRequest, context: Context

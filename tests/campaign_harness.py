@@ -9,6 +9,7 @@ from pathlib import Path
 
 from worker_harness import ADMIN, BRAND, MARKETING, Stack
 
+from smsbill.campaign_file import NO_TERMS, Terms
 from smsbill.client import Access, Client, ClientSettings
 from smsbill.sending import FileOrder
 
@@ -26,9 +27,9 @@ async def client_of(stack: Stack) -> AsyncIterator[Client]:
         await client.close()
 
 
-def order(*, text: str = TEXT, campaign_id: str = "c", batch_rows: int = 10) -> FileOrder:
+def order(*, text: str = TEXT, campaign_id: str = "c", batch_rows: int = 10, terms: Terms = NO_TERMS) -> FileOrder:
     """What to send to a file's recipients."""
-    return FileOrder(BRAND, MARKETING, text, campaign_id=campaign_id, batch_rows=batch_rows)
+    return FileOrder(BRAND, MARKETING, text, campaign_id=campaign_id, batch_rows=batch_rows, terms=terms)
 
 
 def write_file(path: Path, rows: Iterable[tuple[str, str]]) -> Path:

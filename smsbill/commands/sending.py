@@ -1,4 +1,4 @@
-"""`smsbill send` and `messages`."""
+"""`smsbill send`, `cancel` and `messages`."""
 
 # ruff: noqa: PLC0415
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from smsbill.commands.admin import collect
 from smsbill.commands.options import AsJson, Brand, Limit, RequestId, SmsType, new_request_id
 
 if TYPE_CHECKING:
+    from smsbill.campaign_file import Terms
     from smsbill.client import Client
     from smsbill.sending import FileOrder, FileSent
 
@@ -58,14 +60,16 @@ Wait = Annotated[float, typer.Option(min=0, max=86_400, help="Wait so many secon
 
 def register(app: typer.Typer) -> None:
     """Add the subcommands."""
-    for function in (send, messages):
+    for function in (send, cancel, messages):
         app.command(rich_help_panel=_PANEL)(function)
 
 
 def send(
     brand: Brand,
     sms_type: Annotated[SmsType, typer.Option("--type", help="What it is for.", show_default=False)],
-    text: Annotated[str, typer.Option(help="The text, signature included.", show_default=False)],
+    text: Annotated[
+        str, typer.Option(help="The text, signature included unless --signature is given.", show_default=False)
+    ] = "",
     to: Annotated[str, typer.Option(metavar="NUMBER", help="One recipient.", show_default=False)] = "",
     file: Annotated[Path | None, typer.Option(help="CSV file of recipients.", show_default=False)] = None,
     column: Annotated[str, typer.Option(help="Column of the file with the numbers.", show_default=False)] = "",
@@ -80,6 +84,20 @@ def send(
     batch_rows: Annotated[
         int, typer.Option(min=0, max=100_000, help="Rows of the file in one batch; 0: 20,000.", show_default=False)
     ] = 0,
+    signature: Annotated[str, typer.Option(help="Signature to put before the text as 【…】.", show_default=False)] = "",
+    template: Annotated[str, typer.Option(help="Id of a template, instead of a text.", show_default=False)] = "",
+    value: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the template.", show_default=False)
+    ] = None,
+    at: Annotated[
+        str,
+        typer.Option(
+            metavar="MOMENT", help="Not before 2026-11-22T09:00, or …+08:00; else now. Local time.", show_default=False
+        ),
+    ] = "",
+    valid_seconds: Annotated[
+        int, typer.Option(min=0, max=604_800, help="Fails, and is refunded, if not sent so long after. 0: never.")
+    ] = 0,
     request_id: RequestId = "",
     wait: Wait = 0,
     as_json: AsJson = False,
@@ -91,18 +109,43 @@ def send(
     """
     if bool(to) == (file is not None):
         raise typer.BadParameter("give --to or --file", param_hint="--to")
-    if file is None:
-        _send_single(brand, sms_type, text, to, request_id or new_request_id("send"), wait, as_json)
-        return
-    from smsbill.campaign_file import CAMPAIGN_CHARACTERS_MAX
+    if bool(text) == bool(template):
+        raise typer.BadParameter("give --text or --template", param_hint="--text")
+    from smsbill.campaign_file import CAMPAIGN_CHARACTERS_MAX, Terms
     from smsbill.sending import FileOrder
+
+    terms = Terms(signature, template, _values(value or []), _moment(at), valid_seconds)
+    if file is None:
+        _send_single(brand, sms_type, text, to, request_id or new_request_id("send"), terms, wait, as_json)
+        return
 
     # A file's key is its campaign's name.
     name = campaign or request_id
     if len(name) > CAMPAIGN_CHARACTERS_MAX or (name and not name.isprintable()):
         raise typer.BadParameter(f"has at most {CAMPAIGN_CHARACTERS_MAX} printable characters", param_hint="--campaign")
-    order = FileOrder(brand, sms_type.number, text, column, encoding.value, name, batch_rows)
+    order = FileOrder(brand, sms_type.number, text, column, encoding.value, name, batch_rows, terms)
     _send_file(order, file, wait, as_json)
+
+
+def cancel(
+    message: Annotated[str, typer.Option(help="Id of a message that was sent by itself.", show_default=False)] = "",
+    batch: Annotated[str, typer.Option(help="Id of a batch.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a message, or what is still queued or paused of a batch, and give it back."""
+    from protos.smsgateway.v1 import sms_gateway_pb2 as pb
+    from smsbill import client
+    from smsbill.tables import pairs, plain
+
+    if bool(message) == bool(batch):
+        raise typer.BadParameter("give --message or --batch", param_hint="--message")
+
+    async def work(caller: Client) -> dict[str, object]:
+        if message:
+            return plain(await caller.call(caller.gateway.CancelMessage, pb.CancelMessageRequest(message_id=message)))
+        return plain(await caller.call(caller.gateway.CancelBatch, pb.CancelBatchRequest(batch_id=batch)))
+
+    pairs(as_json, client.run(work), "Cancelled")
 
 
 def messages(
@@ -133,7 +176,25 @@ def messages(
     show(as_json, [plain(each) for each in found], title, _COLUMNS, [_message_row(each) for each in found])
 
 
-def _send_single(brand: int, sms_type: SmsType, text: str, to: str, key: str, wait: float, as_json: bool) -> None:
+def _values(given: list[str]) -> tuple[tuple[str, str], ...]:
+    pairs = tuple((name, value) for name, _, value in (each.partition("=") for each in given))
+    if not all(name and value for name, value in pairs) or len(dict(pairs)) < len(pairs):
+        raise typer.BadParameter("give NAME=VALUE, each name once", param_hint="--value")
+    return tuple(sorted(pairs))
+
+
+def _moment(given: str) -> int:
+    """Seconds since 1970 of a moment that a person wrote; 0 for none."""
+    try:
+        return int(datetime.fromisoformat(given).timestamp()) if given else 0
+    except (ValueError, OverflowError):
+        hint = "give a date and a time, such as 2026-11-22T09:00 or 2026-11-22T09:00+08:00"
+        raise typer.BadParameter(hint, param_hint="--at") from None
+
+
+def _send_single(
+    brand: int, sms_type: SmsType, text: str, to: str, key: str, terms: Terms, wait: float, as_json: bool
+) -> None:
     from protos.smsgateway.v1 import sms_gateway_pb2 as pb
     from smsbill import client
     from smsbill.sending import wait_for_message
@@ -146,6 +207,7 @@ def _send_single(brand: int, sms_type: SmsType, text: str, to: str, key: str, wa
             sms_type=sms_type.number,  # type: ignore[arg-type] # numbers of the proto's enum
             mobile=to,
             text=text,
+            **terms.fields(),
         )
         reply = await caller.call(caller.gateway.SendSms, request)
         told: dict[str, object] = {**plain(reply), "request_id": key}

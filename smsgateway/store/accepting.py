@@ -227,28 +227,36 @@ limit %s
 # Only what no worker ever paid for, or what is known to be paid: a chunk that was claimed and came back without a
 # payment number may have been paid all the same, and its worker's successor finds that out. What a worker claims at
 # this moment is locked and passed over.
-_CANCEL_DISPATCHES = f"""
+def _cancelling_dispatches(chosen: str) -> str:
+    return f"""
 delete from smsgateway.dispatch
 where brand_id = %(brand)s and dispatch_id in (
   select dispatch_id from smsgateway.dispatch
-  where brand_id = %(brand)s and batch_id = %(batch)s and batch_id is not null
+  where brand_id = %(brand)s and {chosen}
     and state in ({DispatchState.QUEUED:d}, {DispatchState.PAUSED:d}) and (epoch = 0 or payment_no is not null)
   for update skip locked
 )
 returning dispatch_id, segments, order_no, payment_no
 """
 
-_CANCEL_MESSAGES = telling(
-    f"""
+
+def _cancelling_messages(chosen: str) -> str:
+    return telling(
+        f"""
   update smsgateway.message as m
   set state = {MessageState.CANCELLED:d}, order_no = gone.order_no, payment_no = gone.payment_no, finished_at = now()
   from unnest(%s::text[], %s::text[], %s::text[]) as gone (dispatch_id, order_no, payment_no)
-  where m.brand_id = %s and m.dispatch_id = gone.dispatch_id and m.batch_id is not null
-    and m.state = {MessageState.QUEUED:d}
+  where m.brand_id = %s and {chosen} and m.state = {MessageState.QUEUED:d}
 """,
-    more="m.dispatch_id, m.segments",
-    returning="dispatch_id, message_id, segments",
-)
+        more="gone.dispatch_id, m.segments",
+        returning="dispatch_id, message_id, segments",
+    )
+
+
+_CANCEL_DISPATCHES = _cancelling_dispatches("batch_id = %(batch)s and batch_id is not null")
+_CANCEL_MESSAGES = _cancelling_messages("m.dispatch_id = gone.dispatch_id and m.batch_id is not null")
+_CANCEL_DISPATCH = _cancelling_dispatches("dispatch_id = %(message)s and batch_id is null")
+_CANCEL_MESSAGE = _cancelling_messages("m.message_id = gone.dispatch_id and m.batch_id is null")
 
 _MARK_BATCH_CANCELLED = """
 update smsgateway.batch
@@ -704,8 +712,25 @@ async def cancel_messages(
     connection: Connection, brand_id: int, dispatches: Sequence[CancelledDispatch]
 ) -> list[CancelledMessage]:
     """Record the messages of such dispatches as cancelled."""
+    return await _cancel_messages(connection, _CANCEL_MESSAGES, brand_id, dispatches)
+
+
+async def cancel_single(
+    connection: Connection, brand_id: int, message_id: str
+) -> tuple[list[CancelledDispatch], list[CancelledMessage]]:
+    """Cancel a single message unless a worker has it; what was cancelled, nothing or one."""
+    cursor = await connection.execute(_CANCEL_DISPATCH, {"brand": brand_id, "message": message_id})
+    dispatches = [CancelledDispatch(*row) for row in await cursor.fetchall()]
+    if not dispatches:
+        return [], []
+    return dispatches, await _cancel_messages(connection, _CANCEL_MESSAGE, brand_id, dispatches)
+
+
+async def _cancel_messages(
+    connection: Connection, statement: str, brand_id: int, dispatches: Sequence[CancelledDispatch]
+) -> list[CancelledMessage]:
     cursor = await connection.execute(
-        _CANCEL_MESSAGES,
+        statement,
         (
             arrays.texts([dispatch.dispatch_id for dispatch in dispatches]),
             arrays.texts([dispatch.order_no for dispatch in dispatches]),

@@ -415,6 +415,22 @@ async def a_batch_cancelled(world: World) -> None:
     await world.settled()
 
 
+@way("gateway.single.cancelling")
+async def a_single_cancelled(world: World) -> None:
+    """What is frozen goes back once."""
+    message_id = await send(world, world.stack, world.numbers(1, CANCELLED))
+    request = sms_gateway_pb2.CancelMessageRequest(message_id=message_id)
+
+    async def call(stack: Stack) -> bool:
+        return (await stack.sms.CancelMessage(request, metadata=bearer(ADMIN), timeout=20)).cancelled
+
+    async with service(world, "gateway", "gateway.single.cancelling") as gateway:
+        calling = asyncio.create_task(answered(world, gateway.target, call))
+        await gateway.dies_at("gateway.single.cancelling")
+        assert await calling
+    await world.settled()
+
+
 async def pause(stack: Stack, batch_id: str) -> int:
     """PauseBatch; messages that wait."""
     request = sms_gateway_pb2.PauseBatchRequest(batch_id=batch_id)

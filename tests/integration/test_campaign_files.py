@@ -5,18 +5,20 @@ Method: the command's own code against the real cost centre, gateway and worker.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from campaign_harness import client_of, order, read_results, write_file
+from campaign_harness import TEXT, client_of, order, read_results, write_file
 from gateway_harness import eventually
 from worker_harness import BRAND, GRANTED, ScriptedCarrier, Stack, numbers, running_stack
 
 from protos.costcenter.v1 import cost_center_admin_pb2
 from smsbill import results
-from smsbill.campaign_file import Journal, journal_path
+from smsbill.campaign_file import Journal, Terms, journal_path
 from smsbill.client import Client
 from smsbill.failure import CommandError
 from smsbill.results import write_results
@@ -103,6 +105,24 @@ async def test_another_file_or_text_is_another_campaign(client: Client, path: Pa
         await send_file(client, order(), path)
     with pytest.raises(CommandError, match="has changed since it was sent"):
         await write_results(client, BRAND, "c", path.with_name("out.csv"), file=path)
+
+
+async def test_a_file_for_later_keeps_its_terms(stack: Stack, client: Client, path: Path) -> None:
+    """Its messages wait for their moment under the signature given; other terms are another
+    campaign.
+    """
+    later = Terms(signature="示例", send_at=int(time.time()) + 3_600, valid_seconds=600)
+    bare = TEXT.removeprefix("【示例】")
+    sent = await send_file(client, order(text=bare, terms=later), path)
+    rows = await stack.rows(
+        "select distinct extract(epoch from not_before)::bigint, extract(epoch from valid_until - not_before)::int"
+        " from dispatch"
+    )
+    assert (sent.accepted, rows) == (32, [(later.send_at, 600)])
+    assert {text[:5] for (text,) in await stack.rows("select text from batch")} == {"【示例】{"}
+    assert (await send_file(client, order(text=bare, terms=later), path)).repeated == 4
+    with pytest.raises(CommandError, match="begun with other terms"):
+        await send_file(client, order(text=bare, terms=replace(later, valid_seconds=60)), path)
 
 
 async def test_a_balance_that_ends_midway(stack: Stack, client: Client, path: Path) -> None:

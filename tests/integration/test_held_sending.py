@@ -16,9 +16,10 @@ from gateway_harness import eventually
 from worker_harness import ADMIN, BRAND, GRANTED, MARKETING, ScriptedCarrier, Stack, numbers, running_stack, tools
 
 from infra.grpc_server import bearer
+from infra.grpc_status import from_error
 from protos.costcenter.v1 import cost_center_pb2
 from protos.smsgateway.v1 import sender_rules_pb2 as pb
-from protos.smsgateway.v1 import sender_rules_pb2_grpc
+from protos.smsgateway.v1 import sender_rules_pb2_grpc, sms_gateway_pb2
 from smsgateway.schema import MessageState, Mode
 from smsgateway.store import sending
 from smsgateway.store.sending import ClaimRequest
@@ -71,6 +72,35 @@ async def test_held_work_is_sent_when_it_is_due_and_not_before(stack: Stack, red
 
     await eventually(gone)
     assert await stack.balance() == (GRANTED - 5, 0)
+
+
+async def test_a_scheduled_message_is_cancelled_once_and_a_sent_one_is_not(stack: Stack) -> None:
+    """Its segments come back once, however often it is asked for; what is done, unknown or of a batch is told."""
+
+    async def cancel(message_id: str) -> bool:
+        request = sms_gateway_pb2.CancelMessageRequest(message_id=message_id)
+        return (await stack.sms.CancelMessage(request, metadata=bearer(ADMIN), timeout=20)).cancelled
+
+    in_an_hour = {"seconds": int(datetime.now(UTC).timestamp()) + 3_600}
+    scheduled, sent = await stack.send(numbers(1)[0], send_at=in_an_hour), await stack.send(numbers(1, 50)[0])
+    batch_id = await stack.send_batch(numbers(1, 10), send_at=in_an_hour)
+    assert [await cancel(scheduled) for _ in range(2)] == [True, True]
+    carrier = ScriptedCarrier()
+    await stack.worker(carrier=carrier)
+    await stack.wait_for_state(sent, MessageState.SENT)
+    assert not await cancel(sent)
+    ((of_batch,),) = await stack.rows("select message_id from message where batch_id = %s", batch_id)
+    for message_id, reason in ((of_batch, "MESSAGE_OF_BATCH"), (scheduled[:-1] + "x", "MESSAGE_NOT_FOUND")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await cancel(message_id)
+        assert from_error(caught.value).reason == reason
+
+    async def given_back() -> bool:
+        return await stack.balance() == (GRANTED - 1, 1)
+
+    await eventually(given_back)
+    assert int((await stack.message(scheduled)).state) == MessageState.CANCELLED
+    assert len(carrier.sent) == 1
 
 
 async def test_a_backlog_waits_for_the_morning(stack: Stack) -> None:

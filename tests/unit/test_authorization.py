@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -172,3 +173,24 @@ async def test_the_number_of_answers_kept_is_bounded() -> None:
     for secret in ("a", "b", "c", "c", "b", "a"):
         await authenticator.authenticate(f"Bearer {secret}")
     assert len(lookups.asked) == 4
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_no_complaint() -> None:
+    """Aim: a caller who is gone before its look-up fails leaves neither a task nor a warning of one; the next asks."""
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    lookups = Lookups()
+    lookups.may_answer.clear()
+    lookups.error = RuntimeError("no connection")
+    authenticator = Authenticator(lookups, keep_seconds=5)
+    call = asyncio.ensure_future(authenticator.authenticate("Bearer x"))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    lookups.may_answer.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert complaints == []
+    lookups.error = None
+    assert await authenticator.authenticate("Bearer x") is PRINCIPAL

@@ -64,6 +64,11 @@ class SmsGatewayStub:
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.SerializeToString,
                 response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.FromString,
                 _registered_method=True)
+        self.CancelMessage = channel.unary_unary(
+                '/smsgateway.v1.SmsGateway/CancelMessage',
+                request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageRequest.SerializeToString,
+                response_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageResponse.FromString,
+                _registered_method=True)
         self.CancelBatch = channel.unary_unary(
                 '/smsgateway.v1.SmsGateway/CancelBatch',
                 request_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelBatchRequest.SerializeToString,
@@ -156,6 +161,14 @@ class SmsGatewayServicer:
         messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
         Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
         stops; call again with the resume_token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMessage(self, request, context):
+        """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
+        Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,6 +268,11 @@ def add_SmsGatewayServicer_to_server(servicer, server):
                     servicer.FollowBatch,
                     request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.FromString,
                     response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.SerializeToString,
+            ),
+            'CancelMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMessage,
+                    request_deserializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageRequest.FromString,
+                    response_serializer=smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageResponse.SerializeToString,
             ),
             'CancelBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBatch,
@@ -459,6 +477,33 @@ class SmsGateway:
             '/smsgateway.v1.SmsGateway/FollowBatch',
             smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchRequest.SerializeToString,
             smsgateway_dot_v1_dot_sms__gateway__pb2.FollowBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smsgateway.v1.SmsGateway/CancelMessage',
+            smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageRequest.SerializeToString,
+            smsgateway_dot_v1_dot_sms__gateway__pb2.CancelMessageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,10 @@ class SmsGatewayStub:
     Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
     stops; call again with the resume_token.
     """
+    CancelMessage: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelMessageRequest, _sms_gateway_pb2.CancelMessageResponse]
+    """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
+    Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
+    """
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
     NOT_FOUND: BATCH_NOT_FOUND.
@@ -111,6 +115,10 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
     Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
     stops; call again with the resume_token.
+    """
+    CancelMessage: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelMessageRequest, _sms_gateway_pb2.CancelMessageResponse]  # type: ignore[assignment]
+    """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
+    Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
     """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]  # type: ignore[assignment]
     """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
@@ -200,6 +208,16 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         messages are final; then the stream ends. A stream that breaks goes on elsewhere with the resume_token of its last reply.
         Role viewer. NOT_FOUND: BATCH_NOT_FOUND. RESOURCE_EXHAUSTED: OVERLOADED when too many follow already. UNAVAILABLE: the service
         stops; call again with the resume_token.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelMessage(
+        self,
+        request: _sms_gateway_pb2.CancelMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sms_gateway_pb2.CancelMessageResponse, _abc.Awaitable[_sms_gateway_pb2.CancelMessageResponse]]:
+        """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
+        Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
         """
 
     @_abc_1.abstractmethod
