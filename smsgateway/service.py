@@ -20,7 +20,7 @@ from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
 from smsgateway import asking, parking
 from smsgateway.accepting import SingleAcceptor
-from smsgateway.batch_accepting import Batch, BatchAcceptor, Canceller, BatchPlace, BatchPlaces
+from smsgateway.batch_accepting import Batch, BatchAcceptor, BatchPlace, BatchPlaces, Canceller
 from smsgateway.campaigns import BatchPauser
 from smsgateway.following import BatchFollower
 from smsgateway.metrics import MESSAGES, MODE_NAMES, RULE_REFUSALS, TYPE_NAMES

@@ -224,6 +224,7 @@ order by created_at
 limit %s
 """
 
+
 # Only what no worker ever paid for, or what is known to be paid: a chunk that was claimed and came back without a
 # payment number may have been paid all the same, and its worker's successor finds that out. What a worker claims at
 # this moment is locked and passed over.
