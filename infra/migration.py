@@ -6,14 +6,11 @@ from pathlib import Path
 
 import alembic.command
 import alembic.context
-import psycopg
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, pool, text
 
 from infra.database import sqlalchemy_url
-from infra.errors import StartError
+from infra.schema_version import require_known
 
 
 def upgrade(url: str, schema: str, scripts: Path) -> None:
@@ -21,29 +18,8 @@ def upgrade(url: str, schema: str, scripts: Path) -> None:
 
     Raises `StartError` when the server cannot be reached or the schema is of a newer release.
     """
-    if version_is_unknown(url, schema, scripts):
-        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
+    require_known(url, schema, scripts)
     alembic.command.upgrade(_config(url, schema, scripts), "head")
-
-
-def require_current(url: str, schema: str, scripts: Path) -> None:
-    """Raise `StartError` when the schema is of another release, or the server cannot be reached."""
-    if version_is_unknown(url, schema, scripts):
-        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
-    if pending(url, schema, scripts):
-        raise StartError(f"schema {schema} lacks migrations of this release; run `smsbill migrate`")
-
-
-def pending(url: str, schema: str, scripts: Path) -> bool:
-    """Whether the schema lacks migrations of this release. Raises `StartError` as `upgrade` does."""
-    return _current(url, schema) != _script_directory(schema, scripts, url).get_current_head()
-
-
-def version_is_unknown(url: str, schema: str, scripts: Path) -> bool:
-    """Whether the schema's version is none that this release knows."""
-    current = _current(url, schema)
-    known = {script.revision for script in _script_directory(schema, scripts, url).walk_revisions()}
-    return current is not None and current not in known
 
 
 def run_environment(metadata: MetaData) -> None:
@@ -73,23 +49,3 @@ def _config(url: str, schema: str, scripts: Path) -> Config:
     config.set_main_option("schema", schema)
     config.attributes["url"] = sqlalchemy_url(url)
     return config
-
-
-def _script_directory(schema: str, scripts: Path, url: str) -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config(url, schema, scripts))
-
-
-def _current(url: str, schema: str) -> str | None:
-    engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool)
-    try:
-        with engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"version_table_schema": schema})
-            return context.get_current_revision()
-    except Exception as error:
-        cause = getattr(error, "orig", error)
-        if isinstance(cause, psycopg.OperationalError):
-            reason = str(cause).strip().splitlines()[-1]
-            raise StartError(
-                f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
-            ) from None
-        raise

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from costcenter import migrations as ledger_migrations
 from costcenter.schema import SCHEMA as LEDGER_SCHEMA
-from infra import data_folder, migration
+from infra import data_folder, schema_version
 from infra.data_folder import FORMAT, EmbeddedError
 from infra.embedded_postgres import EmbeddedPostgres
 from infra.embedded_redis import EmbeddedRedis
@@ -342,9 +342,10 @@ def _ask_postgres(url: str) -> tuple[int, int]:
 def _schema_finding(url: str, schema: str, scripts: Path) -> Finding:
     what = f"schema {schema}"
     try:
-        if migration.version_is_unknown(url, schema, scripts):
+        version = schema_version.current(url, schema)
+        if version is not None and version not in schema_version.known(scripts):
             return Finding(what, PROBLEM, "is of a newer release", "start that release, or restore a backup")
-        if migration.pending(url, schema, scripts):
+        if version != schema_version.newest(scripts):
             return Finding(what, PROBLEM, "lacks migrations of this release", "run `smsbill migrate`")
     except StartError as error:
         return Finding(what, PROBLEM, str(error), "start the server")

@@ -102,6 +102,7 @@ def _spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 

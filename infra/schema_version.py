@@ -1,0 +1,66 @@
+"""Which version a service's schema has, and whether it is this release's: what every process asks as it starts.
+
+Read without Alembic, whose import and reading of all scripts would take a quarter of a start.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from infra.errors import StartError
+
+_REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
+
+
+def require_known(url: str, schema: str, scripts: Path) -> None:
+    """Raise `StartError` when the schema is of a newer release, or the server cannot be reached."""
+    _require_known(current(url, schema), schema, scripts)
+
+
+def require_current(url: str, schema: str, scripts: Path) -> None:
+    """Raise `StartError` when the schema is of another release, or the server cannot be reached."""
+    version = current(url, schema)
+    _require_known(version, schema, scripts)
+    if version != newest(scripts):
+        raise StartError(f"schema {schema} lacks migrations of this release; run `smsbill migrate`")
+
+
+def current(url: str, schema: str) -> str | None:
+    """The version of a schema, None before the first migration. Raises `StartError`: the server cannot be reached."""
+    try:
+        with psycopg.connect(url) as connection:
+            if connection.execute("select to_regclass(%s)", (f"{schema}.alembic_version",)).fetchone() == (None,):
+                return None
+            query = sql.SQL("select version_num from {}.alembic_version").format(sql.Identifier(schema))
+            row = connection.execute(query).fetchone()
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StartError(
+            f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
+        ) from None
+    return None if row is None else str(row[0])
+
+
+def newest(scripts: Path) -> str:
+    """The version of this release: the one that no other script follows."""
+    (head,) = known(scripts) - _stated(scripts, "down_revision")
+    return head
+
+
+def known(scripts: Path) -> set[str]:
+    """All versions that this release knows."""
+    return _stated(scripts, "revision")
+
+
+def _require_known(version: str | None, schema: str, scripts: Path) -> None:
+    if version is not None and version not in known(scripts):
+        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
+
+
+def _stated(scripts: Path, name: str) -> set[str]:
+    texts = [path.read_text(encoding="utf-8") for path in (scripts / "versions").glob("*.py")]
+    return {value for text in texts for found, value in _REVISION.findall(text) if found == name}
