@@ -12,6 +12,7 @@ from costcenter.engine import Engine
 from costcenter.model import Brand, PackageOffer, Token
 from costcenter.operations import BrandReply
 from costcenter.queries import Queries
+from costcenter.store_balances import BrandBalance
 from costcenter.translation import decimal_text, timestamp
 from infra import paging
 from infra.authorization import INCLUDES, Principal, Role, current_principal, expand, new_secret, secret_hash
@@ -36,6 +37,8 @@ PERMISSIONS = {
     }.items()
     for method in methods
 }
+# The workers watch balances with the service's token.
+PERMISSIONS[f"/{SERVICE}/ListBalances"] = frozenset({Role.VIEWER, Role.BILLER})
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -70,6 +73,22 @@ class CostCenterAdminService(rpc.CostCenterAdminServicer):
         )
         return pb.ListBrandsResponse(
             brands=[_brand_message(*brand) for brand in brands], next_page_token=paging.next_token(following)
+        )
+
+    async def ListBalances(self, request: pb.ListBalancesRequest, context: Context) -> pb.ListBalancesResponse:
+        allowed = current_principal().brand_ids
+        status, below = validation.balance_filter(request)
+        balances, following, now = await self._queries.balances(
+            None if allowed is None else sorted(allowed),
+            status=status,
+            below=below,
+            after=paging.decode_number(request.page_token),
+            limit=paging.page_size(request.page_size),
+        )
+        return pb.ListBalancesResponse(
+            balances=[_balance_message(balance) for balance in balances],
+            next_page_token=paging.next_token(following),
+            as_of=timestamp(now),
         )
 
     async def PutPackageOffer(self, request: pb.PutPackageOfferRequest, context: Context) -> pb.PutPackageOfferResponse:
@@ -178,6 +197,22 @@ def _brand_message(brand: Brand, created_at: Any) -> pb.Brand:
         time_zone=brand.time_zone,
         refund_undelivered=brand.refund_undelivered,
         created_at=timestamp(created_at),
+    )
+
+
+def _balance_message(balance: BrandBalance) -> pb.BrandBalance:
+    brand = balance.brand
+    return pb.BrandBalance(
+        brand_id=brand.brand_id,
+        name=brand.name,
+        status=cast(pb.BrandStatus.ValueType, brand.status),
+        created_at=timestamp(balance.created_at),
+        total=brand.total,
+        frozen=brand.frozen,
+        available=balance.available,
+        paid_last_7_days=balance.paid,
+        next_expiry_at=timestamp(balance.expires_at),
+        next_expiry_segments=balance.expiring,
     )
 
 

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from costcenter import statement as statements
-from costcenter import store, store_statement
+from costcenter import store, store_balances, store_statement
 from costcenter.book import Book, Terms
 from costcenter.model import Brand, Freeze, Package, PackageOffer, Payment, Refund
 from costcenter.statement import PERIOD_MAX, TICK, Place, Record, Statement, StatementLine
+from costcenter.store_balances import BrandBalance
 from infra import paging
 from infra.database import Connection, Database
 from infra.errors import Refusal, invalid, invalid_fields, not_found
 from infra.identifiers import IdentifierSource
 
 SMS_TYPES = (1, 2, 3)
+# Over how long a listing of balances tells what brands paid: a week has every weekday once.
+PAID_WINDOW = timedelta(days=7)
+# Brands that one filtered page looks at; a filter that nobody passes would else read all brands in one call.
+SCAN_MAX = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -200,6 +205,59 @@ class Queries:
         brands = brands[:limit]
         return brands, str(brands[-1][0].brand_id) if more else ""
 
+    async def balances(
+        self, allowed: Sequence[int] | None, *, status: int, below: int | None, after: int, limit: int
+    ) -> tuple[list[BrandBalance], str, datetime]:
+        """A page of the balances of brands that may be seen (None: all), the key of the next page, and the moment.
+
+        `status` 0: any; `below`: only brands with less available than so many segments. With a filter a page may hold
+        fewer than `limit`, even none, although there is a next one; an empty key: there is none.
+        """
+        filtered = bool(status) or below is not None
+        async with self._database.snapshot() as connection:
+            now = await store.clock(connection, self._offset)
+            found = await store_balances.balances(
+                connection,
+                allowed=allowed,
+                after=after,
+                status=status,
+                below=below,
+                scan=SCAN_MAX if filtered else limit + 1,
+                limit=limit + 1,
+                now=now,
+                window=PAID_WINDOW,
+            )
+            page = found.balances[:limit]
+            await self._settle_all(connection, [each for each in page if _has_due(each)])
+        following = ""
+        if len(found.balances) > limit:
+            following = str(page[-1].brand.brand_id)
+        elif filtered and found.scanned == SCAN_MAX:
+            following = str(found.last)
+        return [each for each in page if below is None or each.available < below], following, now
+
+    async def _settle_all(self, connection: Connection, balances: Sequence[BrandBalance]) -> None:
+        """Compute, without writing, what is due for brands by their moments."""
+        if not balances:
+            return
+        books = {each.brand.brand_id: Book(each.as_of, self._terms, IdentifierSource()) for each in balances}
+        for each in balances:
+            books[each.brand.brand_id].add_brand(each.brand)
+        for package in await store_balances.live_packages(connection, list(books)):
+            books[package.brand_id].add_packages([package])
+        freezes, next_ends = await store.due(connection, [(each.brand.brand_id, each.as_of) for each in balances])
+        for freeze in freezes:
+            books[freeze.brand_id].add_freezes([freeze])
+        for each in balances:
+            brand_id = each.brand.brand_id
+            book = books[brand_id]
+            book.sort_queues()
+            book.book_due(brand_id, each.as_of, next_ends.get(brand_id))
+            each.available = book.available(brand_id)
+            ends = [(p.expires_at, p.available) for p in book.queue(brand_id) if p.expires_at and p.available]
+            each.expires_at = min((at for at, _ in ends), default=None)
+            each.expiring = sum(available for at, available in ends if at == each.expires_at)
+
     async def offers(self, *, include_inactive: bool, after: str, limit: int) -> tuple[list[PackageOffer], str]:
         """A page of the offers and the key of the next page; empty: there is none."""
         async with self._database.snapshot() as connection:
@@ -277,9 +335,9 @@ class Queries:
         if brand.next_due_at is None or brand.next_due_at > moment:
             return
         # A reader cannot book part and come back for the rest, so it reads all that ended; the sweep keeps them few.
-        freezes, next_end = await store.due(connection, brand.brand_id, moment)
+        freezes, next_ends = await store.due(connection, [(brand.brand_id, moment)])
         book.add_freezes(freezes)
-        book.book_due(brand.brand_id, moment, next_end)
+        book.book_due(brand.brand_id, moment, next_ends.get(brand.brand_id))
 
     @staticmethod
     async def _require_brand(connection: Connection, brand_id: int) -> Brand:
@@ -314,6 +372,11 @@ def _place(package: Package) -> tuple[int, ...]:
     """The burn-down key in numbers: microseconds since 1970 of the package's end, and its number."""
     end, package_id = package.burn_down_key
     return ((end - _EPOCH) // timedelta(microseconds=1), package_id)
+
+
+def _has_due(balance: BrandBalance) -> bool:
+    due_at = balance.brand.next_due_at
+    return due_at is not None and due_at <= balance.as_of
 
 
 def _no_brand(brand_id: int) -> Refusal:

@@ -671,13 +671,15 @@ def load_due(
         return [freeze_from_row(row) for row in ended], dict(cast(list[tuple[int, datetime]], ends.fetchall()))
 
 
-async def due(connection: Connection, brand_id: int, until: datetime) -> tuple[list[Freeze], datetime | None]:
-    """All open freezes of a brand that ended by a moment, and its next end."""
-    parameters = _due_parameters([(brand_id, until)])
+async def due(
+    connection: Connection, brands: Sequence[tuple[int, datetime]]
+) -> tuple[list[Freeze], dict[int, datetime]]:
+    """All open freezes of brands that ended by a moment, at least one brand, and each brand's next end."""
+    parameters = _due_parameters(brands)
     ended = await connection.execute(LOAD_ENDED_FREEZES, (*parameters, None))
     freezes = [freeze_from_row(row) for row in await ended.fetchall()]
-    row = await (await connection.execute(LOAD_NEXT_FREEZE_ENDS, parameters)).fetchone()
-    return freezes, None if row is None else row[1]
+    ends = await connection.execute(LOAD_NEXT_FREEZE_ENDS, parameters)
+    return freezes, dict(cast(list[tuple[int, datetime]], await ends.fetchall()))
 
 
 class GroupWrites:

@@ -307,6 +307,17 @@ def put_brand(request: admin_pb.PutBrandRequest) -> PutBrand:
     )
 
 
+def balance_filter(request: admin_pb.ListBalancesRequest) -> tuple[int, int | None]:
+    """The filters of ListBalances: a status (0: any), and fewer segments than what (None: any)."""
+    if request.status not in {0, 1, 2, 3}:
+        raise invalid(status="must be a known status")
+    if not request.HasField("available_below"):
+        return request.status, None
+    if request.available_below < 1:
+        raise invalid(available_below="must be at least 1")
+    return request.status, request.available_below
+
+
 def _package_id(field: str, value: int) -> int:
     if value < 1:
         raise invalid_fields({field: "must be at least 1"})

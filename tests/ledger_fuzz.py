@@ -286,7 +286,8 @@ class Fuzz:
         kind = self._choices.choice(("none", "rubbish", "reader", "other brand"))
         if kind == "reader" and (method in VIEWS or (method.startswith("List") and method != "ListTokens")):
             return
-        if kind == "other brand" and (method in {"ListBrands", "ListPackageOffers"} or self._names_foreign(request)):
+        of_any_brand = method in {"ListBrands", "ListBalances", "ListPackageOffers"}
+        if kind == "other brand" and (of_any_brand or self._names_foreign(request)):
             return
         secret = {"none": None, "rubbish": "sb_rubbish", "reader": self._tokens.reader}.get(
             kind, self._tokens.other_brand
@@ -357,6 +358,10 @@ class Fuzz:
 
     def _expect_list(self, _: Any) -> None:
         return None
+
+    def _expect_balances(self, request: Any) -> Refused | None:
+        below_is_right = not request.HasField("available_below") or request.available_below >= 1
+        return None if request.status in {0, 1, 2, 3} and below_is_right else Refused("BAD_REQUEST")
 
     def _expect_created(self, request: Any) -> Refused | None:
         rules = (
@@ -602,6 +607,7 @@ class _TokenNotFound(Refused):
 
 _RULES: dict[str, Callable[[Fuzz, Any], Reply | Refused | None]] = {
     "ListBrands": Fuzz._expect_list,
+    "ListBalances": Fuzz._expect_balances,
     "ListPackageOffers": Fuzz._expect_list,
     "ListTokens": Fuzz._expect_list,
     "CreateToken": Fuzz._expect_created,
@@ -611,7 +617,7 @@ _RULES: dict[str, Callable[[Fuzz, Any], Reply | Refused | None]] = {
 _WELL_KNOWN = {"google.protobuf.Timestamp": _MOMENTS, "google.protobuf.Duration": _DURATIONS}
 _SELDOM = {
     *("time_to_live", "as_of", "to", "price", "currency", "page_size", "page_token", "reported_at", "status"),
-    *("time_zone", "refund_undelivered", "expires_at", "sms_types", "name"),
+    *("time_zone", "refund_undelivered", "expires_at", "sms_types", "name", "available_below"),
 }
 # Right values by the names of fields.
 _VALUES: dict[str, Callable[[Fuzz], Any]] = {
@@ -634,6 +640,7 @@ _VALUES: dict[str, Callable[[Fuzz], Any]] = {
     "from": lambda fuzz: _stamp(-5_400),
     "to": lambda fuzz: _stamp(-600),
     "step": lambda fuzz: Duration(seconds=3_600),
+    "available_below": lambda fuzz: fuzz._choice(1, 100, 10**12),
     "page_size": lambda fuzz: fuzz._choice(0, 1, 5, 1_000),
     "page_token": lambda fuzz: "",
     "month": lambda fuzz: _month(),
@@ -727,7 +734,7 @@ def _is_page(method: str, request: Any) -> bool:
     except ValueError:
         return False
     packages = 1 if getattr(request, "include_spent", False) else 2
-    parts = {"ListBrands": 1, "ListPackages": packages, "GetStatement": 5}.get(method)
+    parts = {"ListBrands": 1, "ListBalances": 1, "ListPackages": packages, "GetStatement": 5}.get(method)
     if parts is None:
         return key != "" and key.isprintable()
     return re.fullmatch(r"\d{1,18}" + r"\.\d{1,18}" * (parts - 1), key) is not None

@@ -18,6 +18,10 @@ offer_app = typer.Typer(help="Packages for sale.", no_args_is_help=True)
 token_app = typer.Typer(help="Tokens that callers show.", no_args_is_help=True)
 
 _BRAND_COLUMNS = ("#brand", "name", "status", "time zone", "refunds undelivered", "created")
+_BALANCE_COLUMNS = (
+    *("#brand", "name", "status", "#available", "#frozen", "#paid in 7 days", "#days left"),
+    *("#ends next", "expires"),
+)
 _OFFER_COLUMNS = ("offer", "name", "#segments", "price", "valid for", "types", "active")
 _TOKEN_COLUMNS = ("token", "name", "roles", "brands", "created", "expires", "revoked")
 
@@ -76,6 +80,30 @@ def brand_list(limit: Limit = 1_000, as_json: AsJson = False) -> None:
         return await collect(caller, caller.admin.ListBrands, request, "brands", limit)
 
     _show(as_json, client.run(work), "Brands", _BRAND_COLUMNS, _brand_row)
+
+
+@brand_app.command("balances")
+def brand_balances(
+    below: Annotated[
+        int | None, typer.Option(min=1, max=2**63 - 1, help="Only brands with fewer segments available.")
+    ] = None,
+    status: Annotated[Status | None, typer.Option(help="Only brands of this status.")] = None,
+    limit: Limit = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """List what brands have, paid lately and lose next: those of the token."""
+    from protos.costcenter.v1 import cost_center_admin_pb2 as pb
+    from smsbill import client
+
+    async def work(caller: Client) -> list[Any]:
+        request = pb.ListBalancesRequest(
+            page_size=min(limit, 1_000),
+            available_below=below,
+            status=status.number if status else 0,  # type: ignore[arg-type] # numbers of the proto's enum
+        )
+        return await collect(caller, caller.admin.ListBalances, request, "balances", limit)
+
+    _show(as_json, client.run(work), "Balances (segments)", _BALANCE_COLUMNS, _balance_row)
 
 
 @offer_app.command("put")
@@ -229,6 +257,24 @@ def _brand_row(brand: Any) -> tuple[object, ...]:
         brand.time_zone,
         brand.refund_undelivered,
         moment(brand.created_at),
+    )
+
+
+def _balance_row(balance: Any) -> tuple[object, ...]:
+    from smsbill.tables import moment, plain
+
+    paid = balance.paid_last_7_days
+    return (
+        balance.brand_id,
+        balance.name,
+        plain(balance)["status"],
+        balance.available,
+        balance.frozen,
+        paid,
+        # At the rate of the week; nobody knows when a brand that pays nothing has nothing left.
+        balance.available * 7 // paid if paid > 0 else "",
+        balance.next_expiry_segments or "",
+        moment(balance.next_expiry_at),
     )
 
 

@@ -74,6 +74,7 @@ MAY_CALL = {
     "PutBrand": _ADMINS,
     "GetBrand": _READERS,
     "ListBrands": _READERS,
+    "ListBalances": _READERS | _BILLERS,
     "PutPackageOffer": _ADMINS,
     "ListPackageOffers": _READERS,
     "AdjustPackage": _FINANCIERS,
@@ -97,7 +98,7 @@ FOR_ALL_BRANDS = {
     "CleanUp",
 }
 # What answers about no brand, or about those of the token.
-FOR_ANY_BRAND = {"ListBrands", "ListPackageOffers"}
+FOR_ANY_BRAND = {"ListBrands", "ListBalances", "ListPackageOffers"}
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "CreatePackageOrder": {"request_id": "r", "offer_id": "o"},

@@ -430,13 +430,23 @@ _BAD: list[tuple[str, str, Any]] = [
     *[("PutBrand", "time_zone", value) for value in ("", "Mars/Olympus", "../etc/passwd")],
     *[("PutBrand", "status", value) for value in (4, -1)],
     ("PutBrand", "name", None),
-    *[(m, "page_size", v) for m in ("ListPackages", "ListPayments", "ListBrands", "ListTokens") for v in (-1, 1_001)],
+    *[
+        (m, "page_size", v)
+        for m in ("ListPackages", "ListPayments", "ListBrands", "ListBalances", "ListTokens")
+        for v in (-1, 1_001)
+    ],
     *[
         (m, "page_token", v)
-        for m in ("ListPackages", "ListPayments", "ListBrands", "ListTokens", "ListPackageOffers")
+        for m in ("ListPackages", "ListPayments", "ListBrands", "ListBalances", "ListTokens", "ListPackageOffers")
         for v in ("?", "eA", encode_token("a\0b"))
     ],
-    *[(m, "page_token", encode_token(v)) for m in ("ListPackages", "ListBrands") for v in ("x", "-1", "9" * 30)],
+    *[
+        (m, "page_token", encode_token(v))
+        for m in ("ListPackages", "ListBrands", "ListBalances")
+        for v in ("x", "-1", "9" * 30)
+    ],
+    *[("ListBalances", "available_below", value) for value in (0, -1)],
+    *[("ListBalances", "status", value) for value in (4, -1)],
     ("GetBalance", "as_of", Timestamp(seconds=10**12)),
     ("GetBalanceHistory", "from", None),
     ("GetBalanceHistory", "step", None),
@@ -462,7 +472,7 @@ _READS: dict[str, dict[str, Any]] = {
     "PutBrand": {"name": "Brand"},
 }
 _WITHOUT_BRAND = {"ListBrands", "ListTokens", "ListPackageOffers", "ApplyReleases", "BookDue", "CleanUp", "CheckToken"}
-_WITHOUT_BRAND |= {"RevokeToken", "CreateToken"}
+_WITHOUT_BRAND |= {"RevokeToken", "CreateToken", "ListBalances"}
 
 
 @pytest.mark.parametrize(("method", "field", "value"), _BAD)

@@ -292,6 +292,134 @@ class ListBrandsResponse(_message.Message):
 Global___ListBrandsResponse: _TypeAlias = ListBrandsResponse  # noqa: Y015
 
 @_typing.final
+class ListBalancesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BELOW_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most 1,000; 0: 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: from the start."""
+    available_below: _builtins.int
+    """Only brands with fewer segments available than this, at least 1; not given: all."""
+    status: Global___BrandStatus.ValueType
+    """Only brands of this status; not given: all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        available_below: _builtins.int | None = ...,
+        status: Global___BrandStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_below", b"_available_below", "available_below", b"available_below"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_below", b"_available_below", "available_below", b"available_below", "page_size", b"page_size", "page_token", b"page_token", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_below: _TypeAlias = _typing.Literal["available_below"]  # noqa: Y015
+    _WhichOneofArgType__available_below: _TypeAlias = _typing.Literal["_available_below", b"_available_below"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_below) -> _WhichOneofReturnType__available_below | None: ...
+
+Global___ListBalancesRequest: _TypeAlias = ListBalancesRequest  # noqa: Y015
+
+@_typing.final
+class BrandBalance(_message.Message):
+    """What a brand has now. What is due counts as booked: an ended package is not available, an ended freeze holds nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRAND_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    PAID_LAST_7_DAYS_FIELD_NUMBER: _builtins.int
+    NEXT_EXPIRY_AT_FIELD_NUMBER: _builtins.int
+    NEXT_EXPIRY_SEGMENTS_FIELD_NUMBER: _builtins.int
+    brand_id: _builtins.int
+    """The brand."""
+    name: _builtins.str
+    """Its name."""
+    status: Global___BrandStatus.ValueType
+    """Whether it may send."""
+    total: _builtins.int
+    """All segments that it has."""
+    frozen: _builtins.int
+    """Those held by freezes."""
+    available: _builtins.int
+    """Those that may be frozen for at least one type."""
+    paid_last_7_days: _builtins.int
+    """Segments paid in the last 7 days, less those that refunds gave back in them; below 0 when more came back."""
+    next_expiry_segments: _builtins.int
+    """Segments that are available of what ends then."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def next_expiry_at(self) -> _timestamp_pb2.Timestamp:
+        """The soonest end of a package of which something is available; not set: nothing ends."""
+
+    def __init__(
+        self,
+        *,
+        brand_id: _builtins.int = ...,
+        name: _builtins.str = ...,
+        status: Global___BrandStatus.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        total: _builtins.int = ...,
+        frozen: _builtins.int = ...,
+        available: _builtins.int = ...,
+        paid_last_7_days: _builtins.int = ...,
+        next_expiry_at: _timestamp_pb2.Timestamp | None = ...,
+        next_expiry_segments: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_expiry_at", b"next_expiry_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "brand_id", b"brand_id", "created_at", b"created_at", "frozen", b"frozen", "name", b"name", "next_expiry_at", b"next_expiry_at", "next_expiry_segments", b"next_expiry_segments", "paid_last_7_days", b"paid_last_7_days", "status", b"status", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrandBalance: _TypeAlias = BrandBalance  # noqa: Y015
+
+@_typing.final
+class ListBalancesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def balances(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrandBalance]:
+        """In order of brand_id. With a filter a page may hold fewer than asked, even none, and still have a next one."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The moment of the figures."""
+
+    def __init__(
+        self,
+        *,
+        balances: _abc.Iterable[Global___BrandBalance] | None = ...,
+        next_page_token: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "balances", b"balances", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBalancesResponse: _TypeAlias = ListBalancesResponse  # noqa: Y015
+
+@_typing.final
 class PackageOffer(_message.Message):
     """A package for sale."""
 

@@ -49,6 +49,11 @@ class CostCenterAdminStub:
                 request_serializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsRequest.SerializeToString,
                 response_deserializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsResponse.FromString,
                 _registered_method=True)
+        self.ListBalances = channel.unary_unary(
+                '/costcenter.v1.CostCenterAdmin/ListBalances',
+                request_serializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesRequest.SerializeToString,
+                response_deserializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesResponse.FromString,
+                _registered_method=True)
         self.PutPackageOffer = channel.unary_unary(
                 '/costcenter.v1.CostCenterAdmin/PutPackageOffer',
                 request_serializer=costcenter_dot_v1_dot_cost__center__admin__pb2.PutPackageOfferRequest.SerializeToString,
@@ -106,6 +111,14 @@ class CostCenterAdminServicer:
 
     def ListBrands(self, request, context):
         """The brands that the token may see, in order of brand_id. Role viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBalances(self, request, context):
+        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
+        or biller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +194,11 @@ def add_CostCenterAdminServicer_to_server(servicer, server):
                     servicer.ListBrands,
                     request_deserializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsRequest.FromString,
                     response_serializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsResponse.SerializeToString,
+            ),
+            'ListBalances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBalances,
+                    request_deserializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesRequest.FromString,
+                    response_serializer=costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesResponse.SerializeToString,
             ),
             'PutPackageOffer': grpc.unary_unary_rpc_method_handler(
                     servicer.PutPackageOffer,
@@ -299,6 +317,33 @@ class CostCenterAdmin:
             '/costcenter.v1.CostCenterAdmin/ListBrands',
             costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsRequest.SerializeToString,
             costcenter_dot_v1_dot_cost__center__admin__pb2.ListBrandsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBalances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/costcenter.v1.CostCenterAdmin/ListBalances',
+            costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesRequest.SerializeToString,
+            costcenter_dot_v1_dot_cost__center__admin__pb2.ListBalancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class CostCenterAdminStub:
     """One brand. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     ListBrands: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]
     """The brands that the token may see, in order of brand_id. Role viewer."""
+    ListBalances: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBalancesRequest, _cost_center_admin_pb2.ListBalancesResponse]
+    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
+    or biller.
+    """
     PutPackageOffer: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]
     """Creates or changes an offer; orders made before keep what they were made with. Role admin for
     all brands.
@@ -72,6 +76,10 @@ class CostCenterAdminAsyncStub(CostCenterAdminStub):
     """One brand. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     ListBrands: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]  # type: ignore[assignment]
     """The brands that the token may see, in order of brand_id. Role viewer."""
+    ListBalances: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBalancesRequest, _cost_center_admin_pb2.ListBalancesResponse]  # type: ignore[assignment]
+    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
+    or biller.
+    """
     PutPackageOffer: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]  # type: ignore[assignment]
     """Creates or changes an offer; orders made before keep what they were made with. Role admin for
     all brands.
@@ -120,6 +128,16 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.ListBrandsResponse, _abc.Awaitable[_cost_center_admin_pb2.ListBrandsResponse]]:
         """The brands that the token may see, in order of brand_id. Role viewer."""
+
+    @_abc_1.abstractmethod
+    def ListBalances(
+        self,
+        request: _cost_center_admin_pb2.ListBalancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_center_admin_pb2.ListBalancesResponse, _abc.Awaitable[_cost_center_admin_pb2.ListBalancesResponse]]:
+        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
+        or biller.
+        """
 
     @_abc_1.abstractmethod
     def PutPackageOffer(
