@@ -29,6 +29,7 @@ class Role(enum.IntEnum):
     BILLER = 3
     FINANCE = 4
     ADMIN = 5
+    OPERATOR = 6
 
 
 # What each role includes beyond itself.
@@ -38,6 +39,7 @@ INCLUDES: dict[Role, frozenset[Role]] = {
     Role.BILLER: frozenset({Role.BILLER}),
     Role.FINANCE: frozenset({Role.FINANCE, Role.VIEWER}),
     Role.ADMIN: frozenset(Role),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.VIEWER}),
 }
 
 ANY_TOKEN: frozenset[Role] = frozenset()
@@ -45,11 +47,12 @@ ANY_TOKEN: frozenset[Role] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of a token. `brand_ids` is None for a token of all brands."""
+    """The holder of a token. `brand_ids` is None for a token of all brands; `name` says what the token is for."""
 
     token_id: str
     roles: frozenset[Role]
     brand_ids: frozenset[int] | None
+    name: str = ""
 
     def may(self, role: Role) -> bool:
         """Whether a role of the token includes `role`."""

@@ -39,7 +39,7 @@ STATUSES = (
     "ALREADY_EXISTS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|RESOURCE_EXHAUSTED|UNAVAILABLE"
 )
 REFUSAL = re.compile(rf"(?:Errors as of \w+; )?(?:{STATUSES}): ")
-ROLE = re.compile(r"Role (\w+)( for all brands)?\.|Any token\.")
+ROLE = re.compile(r"Role (\w+(?: or \w+)*)( for all brands)?\.|Any token\.")
 REASON = re.compile(r"\b[A-Z]{2,}(?:_[A-Z]+)+\b|\bUNAVAILABLE\b")
 
 # Fields of DescriptorProto and its kin, as paths of source locations name them.

@@ -24,13 +24,13 @@ log = structlog.get_logger(__name__)
 
 SERVICE = campaigns_pb2.DESCRIPTOR.services_by_name["Campaigns"].full_name
 
-_VIEWER, _SENDER = frozenset({Role.VIEWER}), frozenset({Role.SENDER})
+_VIEWER, _CONTROL = frozenset({Role.VIEWER}), frozenset({Role.SENDER, Role.OPERATOR})
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/ListCampaigns": _VIEWER,
     f"/{SERVICE}/GetCampaign": _VIEWER,
-    f"/{SERVICE}/PauseCampaign": _SENDER,
-    f"/{SERVICE}/ResumeCampaign": _SENDER,
-    f"/{SERVICE}/CancelCampaign": _SENDER,
+    f"/{SERVICE}/PauseCampaign": _CONTROL,
+    f"/{SERVICE}/ResumeCampaign": _CONTROL,
+    f"/{SERVICE}/CancelCampaign": _CONTROL,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

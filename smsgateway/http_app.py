@@ -10,6 +10,7 @@ import orjson
 import structlog
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.database import TRANSIENT
@@ -35,13 +36,19 @@ def gateway_app(
     watchdog: Watchdog,
     replies: tuple[Callback, ReplyIntake] | None = None,
     find: Callable[[str], ReceiptCallback | None] = lambda _: None,
+    console: ASGIApp | None = None,
 ) -> ASGIApp:
     """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for its receipts, without
     `replies` none for them.
 
-    Parameters: `find` the callback of another path, such as ``/callbacks/<kind>/<account>/report``.
+    Parameters: `find` the callback of another path, such as ``/callbacks/<kind>/<account>/report``; `console` what is
+    at every path that nothing else has.
     """
-    rest = Starlette(routes=observability_routes("SMS gateway", checks, watchdog))
+    routes: list[BaseRoute] = [*observability_routes("SMS gateway", checks, watchdog)]
+    if console is not None:
+        routes = [route for route in routes if getattr(route, "path", "") != "/"]
+        routes.append(Mount("/", app=console))
+    rest = Starlette(routes=routes)
     pushed: dict[str, ReceiptCallback] = {}
     if callback is not None:
         pushed[f"/callbacks/{carrier}/report"] = ReceiptCallback(settings, carrier, callback, intake)

@@ -138,7 +138,8 @@ class LedgerClient:
                 return None
             raise
         token = reply.token
-        return Principal(token.token_id, expand(token.roles), None if token.all_brands else frozenset(token.brand_ids))
+        brand_ids = None if token.all_brands else frozenset(token.brand_ids)
+        return Principal(token.token_id, expand(token.roles), brand_ids, token.name)
 
     async def apply_releases(
         self, *, limit: int = 0, wait_seconds: float = 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc.aio
 import structlog
 from redis.exceptions import RedisError
+from starlette.types import ASGIApp
 
 from infra.authorization import Authenticator
 from infra.database import FRESH_PLAN_OPTIONS, Database
@@ -16,6 +18,7 @@ from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
+from infra.local_calls import LocalChannel
 from protos.smsgateway.v1 import (
     campaigns_pb2_grpc,
     routing_pb2_grpc,
@@ -30,7 +33,9 @@ from smsgateway.batch_accepting import BatchAcceptor, Canceller
 from smsgateway.campaign_service import CampaignService
 from smsgateway.campaigns import BatchPauser, CampaignKeeper
 from smsgateway.carriers.accounts import ChunkSizes
-from smsgateway.carriers.registry import carrier_kind
+from smsgateway.carriers.registry import CarrierKind, carrier_kind
+from smsgateway.console.app import console_app
+from smsgateway.console.console import Console
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.following import BatchFollower
 from smsgateway.http_app import gateway_app
@@ -151,9 +156,10 @@ class GatewayProcess:
             settings,
         )
         campaigns = CampaignService(database, CampaignKeeper(database, pauser, canceller))
-        server = _grpc_server(settings, database, ledger, service, campaigns)
-        if kind.describe(settings) is None:
-            log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
+        services = _Services(settings, database, ledger, service, campaigns)
+        server = services.server()
+        pages = self._console(services, database, redis, identifiers)
+        _warn_of_no_account(settings, kind)
         reply_callback = kind.reply_callback(settings)
         http = HttpServer(
             gateway_app(
@@ -165,6 +171,7 @@ class GatewayProcess:
                 watchdog,
                 None if reply_callback is None else (reply_callback, replies),
                 accounts.find,
+                pages,
             ),
             settings.http_address,
             requests_max=settings.http_requests_max,
@@ -179,35 +186,69 @@ class GatewayProcess:
         self.http_port, self.grpc_port = http.port, server.port
         log.info("gateway serves", grpc_port=self.grpc_port, http_port=self.http_port)
 
+    def _console(
+        self, services: _Services, database: Database, redis: Any, identifiers: IdentifierSource
+    ) -> ASGIApp | None:
+        if not self._settings.console:
+            return None
+        console = services.console(database, redis, identifiers)
+        self._stack.push_async_callback(console.close)
+        return console_app(console)
 
-def _grpc_server(
-    settings: Settings,
-    database: Database,
-    ledger: LedgerClient,
-    service: SmsGatewayService,
-    campaigns: CampaignService,
-) -> GrpcServer:
-    routes = routing_service.RoutingService(RouteKeeper(database, settings))
-    sender_rules = SenderRulesService(database, settings)
-    webhooks = webhook_service.WebhooksService(database, settings)
 
-    def register(server: grpc.aio.Server) -> None:
-        sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(service, server)
-        routing_pb2_grpc.add_RoutingServicer_to_server(routes, server)
-        sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(sender_rules, server)
-        webhooks_pb2_grpc.add_WebhooksServicer_to_server(webhooks, server)
-        campaigns_pb2_grpc.add_CampaignsServicer_to_server(campaigns, server)
+class _Services:
+    """The gateway's gRPC services: at its port, and for its own console."""
 
-    others = (campaign_service, routing_service, rule_service, webhook_service)
-    return GrpcServer(
-        settings,
-        settings.gateway_address,
-        authenticator=Authenticator(ledger.check_token, keep_seconds=settings.token_keep_seconds),
-        permissions={**PERMISSIONS, **{method: roles for each in others for method, roles in each.PERMISSIONS.items()}},
-        domain=_DOMAIN,
-        services=[SERVICE, *(each.SERVICE for each in others)],
-        register=register,
-    )
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        ledger: LedgerClient,
+        service: SmsGatewayService,
+        campaigns: CampaignService,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._service = service
+        self._campaigns = campaigns
+        self._routes = routing_service.RoutingService(RouteKeeper(database, settings))
+        self._sender_rules = SenderRulesService(database, settings)
+        self._webhooks = webhook_service.WebhooksService(database, settings)
+        self._others = (campaign_service, routing_service, rule_service, webhook_service)
+        self._permissions = {
+            **PERMISSIONS,
+            **{method: roles for each in self._others for method, roles in each.PERMISSIONS.items()},
+        }
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        sms_gateway_pb2_grpc.add_SmsGatewayServicer_to_server(self._service, server)
+        routing_pb2_grpc.add_RoutingServicer_to_server(self._routes, server)
+        sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(self._sender_rules, server)
+        webhooks_pb2_grpc.add_WebhooksServicer_to_server(self._webhooks, server)
+        campaigns_pb2_grpc.add_CampaignsServicer_to_server(self._campaigns, server)
+
+    def server(self) -> GrpcServer:
+        """The server of the gRPC port."""
+        return GrpcServer(
+            self._settings,
+            self._settings.gateway_address,
+            authenticator=Authenticator(self._ledger.check_token, keep_seconds=self._settings.token_keep_seconds),
+            permissions=self._permissions,
+            domain=_DOMAIN,
+            services=[SERVICE, *(each.SERVICE for each in self._others)],
+            register=self._register,
+        )
+
+    def console(self, database: Database, redis: Any, identifiers: IdentifierSource) -> Console:
+        """The console, which calls them without the network."""
+        authenticator = Authenticator(self._ledger.check_token, keep_seconds=self._settings.console_token_seconds)
+        local = LocalChannel(authenticator, self._permissions, self._register)
+        return Console(self._settings, database, redis, authenticator, local, identifiers)
+
+
+def _warn_of_no_account(settings: Settings, kind: CarrierKind) -> None:
+    if kind.describe(settings) is None:
+        log.warning(f"no carrier account: set SMSBILL_{settings.carrier.upper()}_* to take its receipts")
 
 
 def _check_settings(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 `brand_id` leads every key. The exceptions are keyed by the carrier's account, because receipts and replies arrive
 without a brand: `route`, `receipt_inbox`, `receipt_pull` and `reply_reference`; and what is small and shared by all:
-`carrier_account`, `routing_version`.
+`carrier_account`, `routing_version`, `console_session`.
 
 A message's row is its record: written when it is accepted, when the carrier has answered and when its receipt comes.
 What moves in between is in `dispatch`, the unit that is queued, paid and submitted: one row for a single message (with
@@ -30,6 +30,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -572,4 +573,45 @@ webhook_event = Table(
         postgresql_where=text("parked_at is null"),
     ),
     Index("webhook_event_parked", "created_at", postgresql_where=text("parked_at is not null")),
+)
+
+# Who is signed in to the console. The cookie's secret is not here, and without it the token cannot be read.
+console_session = Table(
+    "console_session",
+    metadata,
+    Column("session_hash", LargeBinary, nullable=False),
+    _identifier("token_id"),
+    Column("sealed_token", LargeBinary, nullable=False),
+    _moment("created_at"),
+    _moment("seen_at"),
+    _moment("expires_at"),
+    PrimaryKeyConstraint("session_hash"),
+    Index("console_session_expires_at", "expires_at"),
+    Index("console_session_token", "token_id", "created_at"),
+    postgresql_with={"fillfactor": "80"},
+)
+
+# What was changed through the console; brand 0: what belongs to no brand, such as tokens. The row is there before the
+# change is tried, so that nothing is changed without one.
+console_audit = Table(
+    "console_audit",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("audit_id"),
+    _identifier("request_id"),  # of the form: sent twice, it is one change
+    _identifier("token_id"),
+    Column("name", Text, nullable=False),  # of the token
+    _identifier("action"),  # smsgateway.console.audit.Action
+    Column("asked", JSONB, nullable=False),  # texts by name
+    Column("reason", Text, nullable=False),
+    Column("outcome", SmallInteger, nullable=False),  # smsgateway.console.audit.Outcome
+    Column("told", JSONB, nullable=False),  # what came of it, texts by name
+    Column("attempts", Integer, nullable=False, server_default="1"),
+    _moment("created_at"),
+    _moment("finished_at", nullable=True),
+    PrimaryKeyConstraint("brand_id", "audit_id"),
+    UniqueConstraint("brand_id", "request_id", name="console_audit_request"),
+    CheckConstraint("brand_id >= 0", name="console_audit_brand"),
+    CheckConstraint("outcome between 1 and 4", name="console_audit_outcome_known"),
+    Index("console_audit_newest", "audit_id"),
 )

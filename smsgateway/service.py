@@ -38,7 +38,8 @@ log = structlog.get_logger(__name__)
 
 SERVICE = sms_gateway_pb2.DESCRIPTOR.services_by_name["SmsGateway"].full_name
 
-_VIEWER, _SENDER, _ADMIN = frozenset({Role.VIEWER}), frozenset({Role.SENDER}), frozenset({Role.ADMIN})
+_VIEWER, _SENDER, _OPERATOR = frozenset({Role.VIEWER}), frozenset({Role.SENDER}), frozenset({Role.OPERATOR})
+_CONTROL = _SENDER | _OPERATOR
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/SendSms": _SENDER,
     f"/{SERVICE}/SendBatchSms": _SENDER,
@@ -46,15 +47,15 @@ PERMISSIONS: Permissions = {
     f"/{SERVICE}/ListMessages": _VIEWER,
     f"/{SERVICE}/GetBatch": _VIEWER,
     f"/{SERVICE}/FollowBatch": _VIEWER,
-    f"/{SERVICE}/CancelMessage": _SENDER,
-    f"/{SERVICE}/CancelBatch": _SENDER,
-    f"/{SERVICE}/PauseBatch": _SENDER,
-    f"/{SERVICE}/ResumeBatch": _SENDER,
+    f"/{SERVICE}/CancelMessage": _CONTROL,
+    f"/{SERVICE}/CancelBatch": _CONTROL,
+    f"/{SERVICE}/PauseBatch": _CONTROL,
+    f"/{SERVICE}/ResumeBatch": _CONTROL,
     f"/{SERVICE}/ListBatches": _VIEWER,
     f"/{SERVICE}/CountSegments": ANY_TOKEN,
-    f"/{SERVICE}/ListParked": _ADMIN,
-    f"/{SERVICE}/RetryParked": _ADMIN,
-    f"/{SERVICE}/DropParked": _ADMIN,
+    f"/{SERVICE}/ListParked": _OPERATOR,
+    f"/{SERVICE}/RetryParked": _OPERATOR,
+    f"/{SERVICE}/DropParked": _OPERATOR,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pydantic
-from pydantic import Field, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, IPvAnyNetwork, PrivateAttr, SecretStr, model_validator
 
 from infra.errors import SettingError, StartError
 from infra.settings import BaseSettings
@@ -412,6 +412,76 @@ class Settings(BaseSettings):
     )
     webhook_secret_hours: float = Field(
         24, ge=0, le=8_760, description="How long the old secret of a webhook signs beside a new one"
+    )
+
+    # Console.
+    console: bool = Field(True, description="Whether the HTTP port serves the console at /; see console.md")
+    console_refresh_seconds: float = Field(
+        3,
+        ge=1,
+        le=3_600,
+        description="Time between two looks of a page that shows what goes on; each costs a few look-ups",
+    )
+    console_rows: int = Field(
+        50, ge=5, le=500, description="Rows on one page of the console's lists; a telephone shows some ten at once"
+    )
+    console_idle_seconds: float = Field(
+        1_800,
+        ge=60,
+        le=86_400,
+        description="A session without a page asked for by its user for so long ends; a page that refreshes itself "
+        "does not count, so that a screen left alone is locked",
+    )
+    console_session_seconds: float = Field(
+        43_200, ge=60, le=604_800, description="A session ends after so long however busy: sign in once a working day"
+    )
+    console_sessions_max: int = Field(
+        20,
+        ge=1,
+        le=1_000,
+        description="Sessions of one token at once; the next sign-in ends the oldest, so that the table stays small",
+    )
+    console_token_seconds: float = Field(
+        3,
+        ge=0,
+        le=60,
+        description="How long the console goes on with a token that has been checked, so how long after its "
+        "revocation its sessions go on",
+    )
+    console_sign_in_attempts: int = Field(
+        10,
+        ge=1,
+        le=1_000,
+        description="Sign-ins with a wrong token from one address (IPv6: one /64) in `console_sign_in_seconds`; beyond "
+        "it 429. Tokens cannot be guessed; it is the cost centre that is spared",
+    )
+    console_sign_in_attempts_all: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="The same from all addresses together, counted in Redis for all gateways",
+    )
+    console_sign_in_seconds: float = Field(
+        300, ge=1, le=86_400, description="Time in which wrong sign-ins are counted together"
+    )
+    console_form_bytes_max: int = Field(
+        65_536, ge=1_024, le=1_048_576, description="Largest form that the console takes; its own have a few hundred"
+    )
+    console_call_seconds: float = Field(
+        10, gt=0, le=300, description="How long a page waits for an answer of the services; then it says so"
+    )
+    console_url: str = Field(
+        "",
+        pattern="^(https?://[^/?#]+)?$",
+        description="Where people find the console, such as https://sms.example.com; changes are taken from its pages "
+        "alone, and with https cookies are sent over TLS alone. Empty: whatever host a request names, and TLS as a "
+        "trusted proxy says",
+    )
+    console_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        max_length=100,
+        description="Networks of the proxies before the HTTP port, whose X-Forwarded-For and X-Forwarded-Proto are "
+        'believed, as JSON such as ["10.0.0.0/8"]; empty: nobody\'s',
     )
 
     _carrier_given: Mapping[str, Any] | None = PrivateAttr(None)

@@ -37,6 +37,7 @@ class Role(enum.StrEnum):
     BILLER = "biller"
     FINANCE = "finance"
     ADMIN = "admin"
+    OPERATOR = "operator"
 
     @property
     def number(self) -> int:

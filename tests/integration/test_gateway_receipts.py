@@ -244,7 +244,7 @@ async def test_observability(gateway: Gateway, http: aiohttp.ClientSession) -> N
     """The page, liveness, readiness with each part named, and metrics that count what was done."""
     await gateway.send()
     await pushed(http)
-    expected = {"/": "SMS gateway", "/healthz": '"ok"', "/readyz": '"database":true', "/metrics": "smsbill_messages"}
+    expected = {"/": "smsbill", "/healthz": '"ok"', "/readyz": '"database":true', "/metrics": "smsbill_messages"}
     for path, text in expected.items():
         async with http.get(path) as answer:
             assert answer.status == (200 if path != "/readyz" else answer.status)

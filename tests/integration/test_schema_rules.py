@@ -26,6 +26,7 @@ REFERENCE_TABLES = {
     "costcenter.package_offer",
     "costcenter.token",
     "smsgateway.carrier_account",
+    "smsgateway.console_session",
     "smsgateway.receipt_pull",
     "smsgateway.routing_version",
 }
@@ -43,6 +44,7 @@ BY_TIME_OR_STATE = {
     "costcenter.package_order_unpaid",
     "costcenter.release_request_pending",
     "smsgateway.batch_accepting",
+    "smsgateway.console_audit_newest",
     "smsgateway.dispatch_not_before",
     "smsgateway.dispatch_parked",
     "smsgateway.dispatch_progress",

@@ -68,6 +68,10 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Viewer, and package orders, paid callback, adjustments."""
     ROLE_ADMIN: _Role.ValueType  # 5
     """Everything."""
+    ROLE_OPERATOR: _Role.ValueType  # 6
+    """Viewer, and parked work, pausing, resuming and cancelling batches and campaigns, and numbers shown whole in the
+    console.
+    """
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a token may do."""
@@ -84,6 +88,10 @@ ROLE_FINANCE: Role.ValueType  # 4
 """Viewer, and package orders, paid callback, adjustments."""
 ROLE_ADMIN: Role.ValueType  # 5
 """Everything."""
+ROLE_OPERATOR: Role.ValueType  # 6
+"""Viewer, and parked work, pausing, resuming and cancelling batches and campaigns, and numbers shown whole in the
+console.
+"""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final

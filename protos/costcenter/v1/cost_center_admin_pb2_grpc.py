@@ -117,8 +117,8 @@ class CostCenterAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBalances(self, request, context):
-        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
-        or biller.
+        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role biller
+        or viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

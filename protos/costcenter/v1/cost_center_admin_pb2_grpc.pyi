@@ -40,8 +40,8 @@ class CostCenterAdminStub:
     ListBrands: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]
     """The brands that the token may see, in order of brand_id. Role viewer."""
     ListBalances: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBalancesRequest, _cost_center_admin_pb2.ListBalancesResponse]
-    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
-    or biller.
+    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role biller
+    or viewer.
     """
     PutPackageOffer: _grpc.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]
     """Creates or changes an offer; orders made before keep what they were made with. Role admin for
@@ -77,8 +77,8 @@ class CostCenterAdminAsyncStub(CostCenterAdminStub):
     ListBrands: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBrandsRequest, _cost_center_admin_pb2.ListBrandsResponse]  # type: ignore[assignment]
     """The brands that the token may see, in order of brand_id. Role viewer."""
     ListBalances: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.ListBalancesRequest, _cost_center_admin_pb2.ListBalancesResponse]  # type: ignore[assignment]
-    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
-    or biller.
+    """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role biller
+    or viewer.
     """
     PutPackageOffer: _aio.UnaryUnaryMultiCallable[_cost_center_admin_pb2.PutPackageOfferRequest, _cost_center_admin_pb2.PutPackageOfferResponse]  # type: ignore[assignment]
     """Creates or changes an offer; orders made before keep what they were made with. Role admin for
@@ -135,8 +135,8 @@ class CostCenterAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_center_admin_pb2.ListBalancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_admin_pb2.ListBalancesResponse, _abc.Awaitable[_cost_center_admin_pb2.ListBalancesResponse]]:
-        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role viewer
-        or biller.
+        """What the brands that the token may see have, paid lately and lose next, in order of brand_id. Role biller
+        or viewer.
         """
 
     @_abc_1.abstractmethod

@@ -84,7 +84,7 @@ class CampaignsServicer:
 
     def PauseCampaign(self, request, context):
         """Pauses all batches of a campaign, one after another, and those to come. May be repeated, and should be after an error.
-        Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+        Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,7 +92,7 @@ class CampaignsServicer:
 
     def ResumeCampaign(self, request, context):
         """Goes on with all batches of a paused campaign. May be repeated, and should be after an error.
-        Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+        Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +100,7 @@ class CampaignsServicer:
 
     def CancelCampaign(self, request, context):
         """Cancels what is still queued or paused of all batches of a campaign and gives it back; further batches are refused. For good. May
-        be repeated, and should be after an error. Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
+        be repeated, and should be after an error. Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,15 +41,15 @@ class CampaignsStub:
     """One campaign with the counts of its messages by state. Role viewer. NOT_FOUND: CAMPAIGN_NOT_FOUND."""
     PauseCampaign: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.PauseCampaignRequest, _campaigns_pb2.PauseCampaignResponse]
     """Pauses all batches of a campaign, one after another, and those to come. May be repeated, and should be after an error.
-    Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+    Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
     """
     ResumeCampaign: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.ResumeCampaignRequest, _campaigns_pb2.ResumeCampaignResponse]
     """Goes on with all batches of a paused campaign. May be repeated, and should be after an error.
-    Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+    Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
     """
     CancelCampaign: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.CancelCampaignRequest, _campaigns_pb2.CancelCampaignResponse]
     """Cancels what is still queued or paused of all batches of a campaign and gives it back; further batches are refused. For good. May
-    be repeated, and should be after an error. Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
+    be repeated, and should be after an error. Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -65,15 +65,15 @@ class CampaignsAsyncStub(CampaignsStub):
     """One campaign with the counts of its messages by state. Role viewer. NOT_FOUND: CAMPAIGN_NOT_FOUND."""
     PauseCampaign: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.PauseCampaignRequest, _campaigns_pb2.PauseCampaignResponse]  # type: ignore[assignment]
     """Pauses all batches of a campaign, one after another, and those to come. May be repeated, and should be after an error.
-    Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+    Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
     """
     ResumeCampaign: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.ResumeCampaignRequest, _campaigns_pb2.ResumeCampaignResponse]  # type: ignore[assignment]
     """Goes on with all batches of a paused campaign. May be repeated, and should be after an error.
-    Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+    Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
     """
     CancelCampaign: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.CancelCampaignRequest, _campaigns_pb2.CancelCampaignResponse]  # type: ignore[assignment]
     """Cancels what is still queued or paused of all batches of a campaign and gives it back; further batches are refused. For good. May
-    be repeated, and should be after an error. Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
+    be repeated, and should be after an error. Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
     """
 
 class CampaignsServicer(metaclass=_abc_1.ABCMeta):
@@ -104,7 +104,7 @@ class CampaignsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_campaigns_pb2.PauseCampaignResponse, _abc.Awaitable[_campaigns_pb2.PauseCampaignResponse]]:
         """Pauses all batches of a campaign, one after another, and those to come. May be repeated, and should be after an error.
-        Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+        Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -114,7 +114,7 @@ class CampaignsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_campaigns_pb2.ResumeCampaignResponse, _abc.Awaitable[_campaigns_pb2.ResumeCampaignResponse]]:
         """Goes on with all batches of a paused campaign. May be repeated, and should be after an error.
-        Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
+        Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND. FAILED_PRECONDITION: CAMPAIGN_CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -124,7 +124,7 @@ class CampaignsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_campaigns_pb2.CancelCampaignResponse, _abc.Awaitable[_campaigns_pb2.CancelCampaignResponse]]:
         """Cancels what is still queued or paused of all batches of a campaign and gives it back; further batches are refused. For good. May
-        be repeated, and should be after an error. Role sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
+        be repeated, and should be after an error. Role operator or sender. NOT_FOUND: CAMPAIGN_NOT_FOUND.
         """
 
 def add_CampaignsServicer_to_server(servicer: CampaignsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

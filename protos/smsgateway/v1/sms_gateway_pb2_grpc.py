@@ -168,14 +168,14 @@ class SmsGatewayServicer:
 
     def CancelMessage(self, request, context):
         """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
-        Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
+        Role operator or sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelBatch(self, request, context):
-        """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
+        """Cancels the messages of a batch that are still queued and gives their segments back. Role operator or sender.
         NOT_FOUND: BATCH_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -184,14 +184,14 @@ class SmsGatewayServicer:
 
     def PauseBatch(self, request, context):
         """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
-        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeBatch(self, request, context):
-        """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        """Goes on with a paused batch. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,7 +212,7 @@ class SmsGatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListParked(self, request, context):
-        """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+        """What has failed too often and waits for an operator, oldest first, page by page. Role operator; for a brand that the token holds
         for, or, without one and for receipts, for all brands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -221,7 +221,7 @@ class SmsGatewayServicer:
 
     def RetryParked(self, request, context):
         """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
-        repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+        repeated. Author and reason are logged with every id. Role operator for the brands of the ids; for receipts for all brands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,29 +58,29 @@ class SmsGatewayStub:
     """
     CancelMessage: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelMessageRequest, _sms_gateway_pb2.CancelMessageResponse]
     """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
-    Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
+    Role operator or sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
     """
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]
-    """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
+    """Cancels the messages of a batch that are still queued and gives their segments back. Role operator or sender.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
     PauseBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.PauseBatchRequest, _sms_gateway_pb2.PauseBatchResponse]
     """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
-    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND.
     """
     ResumeBatch: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ResumeBatchRequest, _sms_gateway_pb2.ResumeBatchResponse]
-    """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+    """Goes on with a paused batch. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND."""
     ListBatches: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListBatchesRequest, _sms_gateway_pb2.ListBatchesResponse]
     """A brand's batches without their counts, newest first. Role viewer."""
     CountSegments: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]
     """How many segments a text costs. Any token."""
     ListParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]
-    """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+    """What has failed too often and waits for an operator, oldest first, page by page. Role operator; for a brand that the token holds
     for, or, without one and for receipts, for all brands.
     """
     RetryParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.RetryParkedRequest, _sms_gateway_pb2.RetryParkedResponse]
     """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
-    repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+    repeated. Author and reason are logged with every id. Role operator for the brands of the ids; for receipts for all brands.
     """
     DropParked: _grpc.UnaryUnaryMultiCallable[_sms_gateway_pb2.DropParkedRequest, _sms_gateway_pb2.DropParkedResponse]
     """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
@@ -118,29 +118,29 @@ class SmsGatewayAsyncStub(SmsGatewayStub):
     """
     CancelMessage: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelMessageRequest, _sms_gateway_pb2.CancelMessageResponse]  # type: ignore[assignment]
     """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
-    Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
+    Role operator or sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
     """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CancelBatchRequest, _sms_gateway_pb2.CancelBatchResponse]  # type: ignore[assignment]
-    """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
+    """Cancels the messages of a batch that are still queued and gives their segments back. Role operator or sender.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
     PauseBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.PauseBatchRequest, _sms_gateway_pb2.PauseBatchResponse]  # type: ignore[assignment]
     """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
-    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+    it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND.
     """
     ResumeBatch: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ResumeBatchRequest, _sms_gateway_pb2.ResumeBatchResponse]  # type: ignore[assignment]
-    """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+    """Goes on with a paused batch. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND."""
     ListBatches: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListBatchesRequest, _sms_gateway_pb2.ListBatchesResponse]  # type: ignore[assignment]
     """A brand's batches without their counts, newest first. Role viewer."""
     CountSegments: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.CountSegmentsRequest, _sms_gateway_pb2.CountSegmentsResponse]  # type: ignore[assignment]
     """How many segments a text costs. Any token."""
     ListParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.ListParkedRequest, _sms_gateway_pb2.ListParkedResponse]  # type: ignore[assignment]
-    """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+    """What has failed too often and waits for an operator, oldest first, page by page. Role operator; for a brand that the token holds
     for, or, without one and for receipts, for all brands.
     """
     RetryParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.RetryParkedRequest, _sms_gateway_pb2.RetryParkedResponse]  # type: ignore[assignment]
     """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
-    repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+    repeated. Author and reason are logged with every id. Role operator for the brands of the ids; for receipts for all brands.
     """
     DropParked: _aio.UnaryUnaryMultiCallable[_sms_gateway_pb2.DropParkedRequest, _sms_gateway_pb2.DropParkedResponse]  # type: ignore[assignment]
     """Drops parked work so that the bill stays right: messages end as failed (DROPPED), what they froze is released and what they were
@@ -217,7 +217,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.CancelMessageResponse, _abc.Awaitable[_sms_gateway_pb2.CancelMessageResponse]]:
         """Cancels a single message that no worker has taken up, one for later above all, and gives its segments back. May be repeated.
-        Role sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
+        Role operator or sender. NOT_FOUND: MESSAGE_NOT_FOUND. FAILED_PRECONDITION: MESSAGE_OF_BATCH; cancel its batch.
         """
 
     @_abc_1.abstractmethod
@@ -226,7 +226,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _sms_gateway_pb2.CancelBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.CancelBatchResponse, _abc.Awaitable[_sms_gateway_pb2.CancelBatchResponse]]:
-        """Cancels the messages of a batch that are still queued and gives their segments back. Role sender.
+        """Cancels the messages of a batch that are still queued and gives their segments back. Role operator or sender.
         NOT_FOUND: BATCH_NOT_FOUND.
         """
 
@@ -237,7 +237,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.PauseBatchResponse, _abc.Awaitable[_sms_gateway_pb2.PauseBatchResponse]]:
         """Holds what is not with the carrier yet of a batch: after the reply no carrier call of it starts, but for those marked before. What
-        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND.
+        it froze stays frozen for its time, 24 h; see docs/operations.md. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -246,7 +246,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _sms_gateway_pb2.ResumeBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.ResumeBatchResponse, _abc.Awaitable[_sms_gateway_pb2.ResumeBatchResponse]]:
-        """Goes on with a paused batch. May be repeated. Role sender. NOT_FOUND: BATCH_NOT_FOUND."""
+        """Goes on with a paused batch. May be repeated. Role operator or sender. NOT_FOUND: BATCH_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListBatches(
@@ -270,7 +270,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _sms_gateway_pb2.ListParkedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.ListParkedResponse, _abc.Awaitable[_sms_gateway_pb2.ListParkedResponse]]:
-        """What has failed too often and waits for an operator, oldest first, page by page. Role admin; for a brand that the token holds
+        """What has failed too often and waits for an operator, oldest first, page by page. Role operator; for a brand that the token holds
         for, or, without one and for receipts, for all brands.
         """
 
@@ -281,7 +281,7 @@ class SmsGatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sms_gateway_pb2.RetryParkedResponse, _abc.Awaitable[_sms_gateway_pb2.RetryParkedResponse]]:
         """Has parked work tried again soon, with its tries counted anew. What is not parked any more is left alone, so the call may be
-        repeated. Author and reason are logged with every id. Role admin for the brands of the ids; for receipts for all brands.
+        repeated. Author and reason are logged with every id. Role operator for the brands of the ids; for receipts for all brands.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,19 @@
+"""The console's pages as one app."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+
+from smsgateway.console import home_pages, sign_in_pages
+from smsgateway.console.console import Console, app_routes
+
+# Who adds pages adds its module here.
+PAGES = (home_pages,)
+OPEN_PAGES = (sign_in_pages,)
+
+
+def console_app(console: Console) -> Starlette:
+    """The app, to be mounted at `/` behind all other paths."""
+    return Starlette(
+        routes=app_routes(console, PAGES, OPEN_PAGES), exception_handlers={404: console.no_page, 405: console.no_page}
+    )
