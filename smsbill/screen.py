@@ -85,9 +85,10 @@ class Screen:
     def addresses(self, file: StackFile, *, data_dir: str) -> None:
         """Where everything is, and the token."""
         rows = [
+            ("console", f"{file.gateway_url}/  (sign in with the token below)"),
             ("cost centre (gRPC)", file.costcenter_target),
             ("gateway (gRPC)", file.gateway_target),
-            ("gateway (HTTP)", f"{file.gateway_url}/  /metrics  /healthz  /readyz"),
+            ("gateway (HTTP)", f"{file.gateway_url}/metrics  /healthz  /readyz"),
         ]
         if file.simulator_url:
             rows.append(("carrier simulator", f"{file.simulator_url}/  (no text leaves this machine)"))

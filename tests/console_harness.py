@@ -64,10 +64,10 @@ class Browser:
         ) as answer:
             return await _page(answer)
 
-    async def send(self, path: str, *, follow: bool = True, **fields: str) -> Page:
+    async def send(self, path: str, **fields: str) -> Page:
         """Open the page of a form, fill it in, send it."""
         page = await self.get(path)
-        return await self.post(path, {**page.hidden, **fields}, follow=follow)
+        return await self.post(path, {**page.hidden, **fields})
 
     async def csrf(self) -> str:
         """What forms of this session carry."""

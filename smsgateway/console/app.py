@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
-from smsgateway.console import home_pages, sign_in_pages
+from smsgateway.console import (
+    audit_pages,
+    brand_forms,
+    home_pages,
+    parked_pages,
+    sale_pages,
+    sign_in_pages,
+    token_pages,
+)
 from smsgateway.console.console import Console, app_routes
 
 # Who adds pages adds its module here.
-PAGES = (home_pages,)
+PAGES = (home_pages, brand_forms, sale_pages, parked_pages, token_pages, audit_pages)
 OPEN_PAGES = (sign_in_pages,)
 
 

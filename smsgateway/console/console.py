@@ -34,6 +34,7 @@ from protos.smsgateway.v1.routing_pb2_grpc import RoutingStub
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
 from smsgateway.console.assets import Assets
 from smsgateway.console.attempts import SignInAttempts
+from smsgateway.console.audit import UNSETTLED, Audit
 from smsgateway.console.forms import Form, read_form
 from smsgateway.console.sessions import Session, Sessions, csrf_token
 from smsgateway.console.visitors import Visitor, from_own_page, visitor
@@ -167,6 +168,7 @@ class Console:
         self.assets = Assets()
         self.sessions = Sessions(database, authenticator, settings)
         self.attempts = SignInAttempts(redis, settings)
+        self.audit = Audit(database, identifiers)
         self.navigation: list[NavigationItem] = []
         self._channel = open_channel(settings, settings.costcenter_target)
         self._costcenter, self._admin = CostCenterStub(self._channel), CostCenterAdminStub(self._channel)
@@ -292,6 +294,25 @@ class Console:
         }
         return HTMLResponse(self._templates.get_template(template).render({**given, **values}), status_code=status)
 
+    def form_page(
+        self,
+        request: Request,
+        template: str,
+        values: Mapping[str, str],
+        refusal: Refusal | None = None,
+        **more: Any,
+    ) -> Response:
+        """A page with a form, empty or filled with `values` again after it was refused.
+
+        A form whose fate is not known keeps its `request_id`: sent again, it is the same change.
+        """
+        unsettled = refusal is not None and refusal.code in UNSETTLED
+        request_id = values.get("request_id", "") if unsettled else self.new_request_id()
+        status = 200 if refusal is None else http_status(refusal)
+        return self.page(
+            request, template, status=status, values=values, refusal=refusal, request_id=request_id, **more
+        )
+
     # A part of a page; the same, but the name tells readers that its template extends no layout.
     fragment = page
 
@@ -349,6 +370,9 @@ class Console:
 
     async def _admitted(self, request: Request, inner: Endpoint, *, open_to_all: bool) -> Response:
         asked = _asked(request)
+        texts = (request.url.path, *request.path_params.values(), *request.query_params.values())
+        if not all(text.isprintable() for text in map(str, texts)):
+            raise HTTPException(400)
         changes = request.method not in _SAFE_METHODS
         secret = self.secret(request)
         if not open_to_all:
@@ -424,8 +448,12 @@ def http_status(refusal: Refusal) -> int:
 
 def brand_of_path(request: Request) -> int:
     """The brand that a path names. Raises 404 for what is no brand's number."""
-    text = str(request.path_params["brand_id"])
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and 1 <= int(text) <= _MAX_INT64):
+    return brand_number(request.path_params["brand_id"])
+
+
+def brand_number(text: str, *, least: int = 1) -> int:
+    """The number of a brand. Raises 404 for what is none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and least <= int(text) <= _MAX_INT64):
         raise HTTPException(404)
     return int(text)
 
@@ -444,6 +472,11 @@ def moment(value: Timestamp | datetime | None) -> Markup:
     return Markup('<time datetime="{}">{} UTC</time>').format(
         at.strftime("%Y-%m-%dT%H:%M:%SZ"), at.strftime("%Y-%m-%d %H:%M:%S")
     )
+
+
+def moment_text(value: Timestamp) -> str:
+    """A moment for the log of changes."""
+    return value.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def grouped(value: int) -> str:
