@@ -54,6 +54,7 @@ SERVICES = (
     ("smsgateway.v1.Routing", "smsgateway.routing_service", "port 50052"),
     ("smsgateway.v1.SenderRules", "smsgateway.rule_service", "port 50052"),
     ("smsgateway.v1.Webhooks", "smsgateway.webhook_service", "port 50052"),
+    ("smsgateway.v1.Alerts", "smsgateway.alert_service", "port 50052"),
     ("smsgateway.v1.Campaigns", "smsgateway.campaign_service", "port 50052"),
 )
 
@@ -89,8 +90,8 @@ RPC_INTRODUCTION = """# RPCs
 
 {notice}
 
-Eight services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, port 50051) and the
-gateway (`SmsGateway`, `Campaigns`, `Routing`, `SenderRules`, `Webhooks`, port 50052). Both also serve
+Nine services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, port 50051) and the
+gateway (`SmsGateway`, `Campaigns`, `Routing`, `SenderRules`, `Webhooks`, `Alerts`, port 50052). Both also serve
 `grpc.health.v1.Health` and server reflection, without a token.
 
 **Callers** send the metadata `authorization: Bearer <token>`. A token names roles and brands; what the roles include is

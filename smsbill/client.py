@@ -15,6 +15,7 @@ from infra.settings import BaseSettings
 from protos.costcenter.v1.cost_center_admin_pb2_grpc import CostCenterAdminStub
 from protos.costcenter.v1.cost_center_jobs_pb2_grpc import CostCenterJobsStub
 from protos.costcenter.v1.cost_center_pb2_grpc import CostCenterStub
+from protos.smsgateway.v1.alerts_pb2_grpc import AlertsStub
 from protos.smsgateway.v1.campaigns_pb2_grpc import CampaignsStub
 from protos.smsgateway.v1.routing_pb2_grpc import RoutingStub
 from protos.smsgateway.v1.sender_rules_pb2_grpc import SenderRulesStub
@@ -84,6 +85,7 @@ class Client:
         self.rules = SenderRulesStub(self._channels[1])
         self.webhooks = WebhooksStub(self._channels[1])
         self.campaigns = CampaignsStub(self._channels[1])
+        self.alerts = AlertsStub(self._channels[1])
 
     async def close(self) -> None:
         """Close the connections."""

@@ -17,6 +17,7 @@ import typer
 from smsbill.commands import (
     account,
     admin,
+    alerts,
     backups,
     campaign,
     carriers,
@@ -47,6 +48,7 @@ backups.register(app)
 carriers.register(app)
 routes.register(app)
 rules.register(app)
+alerts.register(app)
 
 _STACK, _SERVICE, _CARE = "The whole stack", "Single processes", "Care"
 

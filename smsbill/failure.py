@@ -23,6 +23,8 @@ ADVICE = {
     "TOO_MANY_RECIPIENTS": "split the file and send several batches",
     "WEBHOOK_NOT_FOUND": "list the webhooks with `smsbill webhook list --brand …`",
     "TOO_MANY_WEBHOOKS": "remove one with `smsbill webhook remove`, or raise SMSBILL_WEBHOOKS_MAX",
+    "ALERT_RULE_NOT_FOUND": "list the rules with `smsbill alert list`",
+    "MAIL_NOT_SET_UP": "set SMSBILL_SMTP_* for the gateway and the workers, or leave --mail out",
     "TOKEN_NOT_FOUND": "list the tokens with `smsbill token list`",
     "BAD_REQUEST": "correct it and call again",
     "OVERLOADED": "call again in a moment",

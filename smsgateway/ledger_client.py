@@ -152,6 +152,11 @@ class LedgerClient:
             request.wait.CopyFrom(wait)
         return await self._call("ApplyReleases", self._jobs.ApplyReleases, request, extra_seconds=wait_seconds)
 
+    async def list_balances(self, *, page_size: int, page_token: str) -> cost_center_admin_pb2.ListBalancesResponse:
+        """ListBalances: a page of all brands."""
+        request = cost_center_admin_pb2.ListBalancesRequest(page_size=page_size, page_token=page_token)
+        return await self._call("ListBalances", self._admin.ListBalances, request)
+
     async def book_due(self, *, brand_limit: int = 0) -> cost_center_jobs_pb2.BookDueResponse:
         """BookDue: at most `brand_limit` brands (0: the server's default)."""
         return await self._call(

@@ -20,13 +20,14 @@ from infra.http_server import HttpServer
 from infra.identifiers import IdentifierSource
 from infra.local_calls import LocalChannel
 from protos.smsgateway.v1 import (
+    alerts_pb2_grpc,
     campaigns_pb2_grpc,
     routing_pb2_grpc,
     sender_rules_pb2_grpc,
     sms_gateway_pb2_grpc,
     webhooks_pb2_grpc,
 )
-from smsgateway import campaign_service, migrations, routing_service, rule_service, webhook_service
+from smsgateway import alert_service, campaign_service, migrations, routing_service, rule_service, webhook_service
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, Canceller
@@ -214,7 +215,8 @@ class _Services:
         self._routes = routing_service.RoutingService(RouteKeeper(database, settings))
         self._sender_rules = SenderRulesService(database, settings)
         self._webhooks = webhook_service.WebhooksService(database, settings)
-        self._others = (campaign_service, routing_service, rule_service, webhook_service)
+        self._alerts = alert_service.AlertsService(database, settings)
+        self._others = (alert_service, campaign_service, routing_service, rule_service, webhook_service)
         self._permissions = {
             **PERMISSIONS,
             **{method: roles for each in self._others for method, roles in each.PERMISSIONS.items()},
@@ -226,6 +228,7 @@ class _Services:
         sender_rules_pb2_grpc.add_SenderRulesServicer_to_server(self._sender_rules, server)
         webhooks_pb2_grpc.add_WebhooksServicer_to_server(self._webhooks, server)
         campaigns_pb2_grpc.add_CampaignsServicer_to_server(self._campaigns, server)
+        alerts_pb2_grpc.add_AlertsServicer_to_server(self._alerts, server)
 
     def server(self) -> GrpcServer:
         """The server of the gRPC port."""

@@ -93,6 +93,8 @@ class SuppressionKind(enum.IntEnum):
 
 REPLY_EVENT = 32
 """The kind of a webhook event that tells of a reply; those of messages have the number of their `MessageState`."""
+ALERT_OPENED, ALERT_RECOVERED = 33, 34
+"""The kinds of webhook events that tell of alerts."""
 
 
 class OutboxKind(enum.IntEnum):
@@ -555,14 +557,15 @@ webhook_event = Table(
     Column("brand_id", BigInteger, nullable=False),
     _identifier("event_id"),  # the subject's id, the kind and the webhook: the same event is written once
     _identifier("webhook_id"),
-    _identifier("subject_id"),  # message_id or reply_id
-    Column("kind", SmallInteger, nullable=False),  # MessageState or REPLY_EVENT
+    _identifier("subject_id"),  # message_id, reply_id or alert_id
+    Column("kind", SmallInteger, nullable=False),  # MessageState, REPLY_EVENT, ALERT_OPENED or ALERT_RECOVERED
     Column("result_code", Text, nullable=True),
     _moment("happened_at"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("last_error", Text, nullable=True),
     _moment("created_at"),
     _moment("parked_at", nullable=True),  # waits for an operator
+    Column("details", JSONB, nullable=True),  # of an alert: what is told of it
     PrimaryKeyConstraint("brand_id", "event_id"),
     Index(
         "webhook_event_waiting",
@@ -614,4 +617,70 @@ console_audit = Table(
     CheckConstraint("brand_id >= 0", name="console_audit_brand"),
     CheckConstraint("outcome between 1 and 4", name="console_audit_outcome_known"),
     Index("console_audit_newest", "audit_id"),
+)
+
+# What people are alerted of (`smsgateway.alerts`). Brand 0: of every brand without a rule of its own; type 0: any.
+alert_rule = Table(
+    "alert_rule",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("kind", SmallInteger, nullable=False),  # smsgateway.alerts.AlertKind
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    # Figures that the kind does not have are 0.
+    Column("segments", BigInteger, nullable=False),
+    Column("days", Integer, nullable=False),
+    Column("percent", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("minutes", Integer, nullable=False),
+    Column("hold_seconds", Integer, nullable=False),
+    Column("recipients", ARRAY(Text), nullable=False),
+    Column("webhooks", Boolean, nullable=False),
+    _moment("updated_at"),
+    PrimaryKeyConstraint("brand_id", "kind", "sms_type"),
+    CheckConstraint("brand_id >= 0", name="alert_rule_brand"),
+    CheckConstraint("kind between 1 and 7 and sms_type between 0 and 3", name="alert_rule_known"),
+)
+
+# What people were told of, and what they may have to be told of. Brand 0: it concerns no brand.
+alert = Table(
+    "alert",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _identifier("alert_id"),
+    Column("kind", SmallInteger, nullable=False),
+    _identifier("subject"),  # a type, an account, …; empty where the brand and the kind say all
+    _moment("since"),
+    _moment("opened_at", nullable=True),  # and told; null: it has not held for long enough yet
+    _moment("good_since", nullable=True),
+    _moment("recovered_at", nullable=True),  # and told
+    Column("withdrawn", Boolean, nullable=False, server_default="false"),  # nobody knows whether it got better
+    Column("figures", JSONB, nullable=False),  # as they were told
+    Column("recipients", ARRAY(Text), nullable=False),  # who was told
+    Column("webhooks", Boolean, nullable=False),
+    PrimaryKeyConstraint("brand_id", "alert_id"),
+    CheckConstraint("brand_id >= 0", name="alert_brand"),
+    CheckConstraint(
+        "opened_at is not null or (good_since is null and recovered_at is null)", name="alert_told_before_over"
+    ),
+    # One at a time of a thing, however many processes look.
+    Index("alert_open", "brand_id", "kind", "subject", unique=True, postgresql_where=text("recovered_at is null")),
+    Index("alert_recovered_at", "recovered_at", postgresql_where=text("recovered_at is not null")),
+)
+
+# Letters that wait to be sent, one for each recipient of a notice; gone once the mail server has it.
+alert_mail = Table(
+    "alert_mail",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),  # the alert's
+    _identifier("mail_id"),
+    _identifier("recipient"),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _moment("next_at", nullable=True),  # null: given up
+    Column("last_error", Text, nullable=True),
+    _moment("created_at"),
+    PrimaryKeyConstraint("brand_id", "mail_id"),
+    Index("alert_mail_next_at", "next_at", postgresql_where=text("next_at is not null")),
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
 
 import pydantic
-from pydantic import Field, IPvAnyNetwork, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, IPvAnyNetwork, PrivateAttr, SecretStr, field_validator, model_validator
 
 from infra.errors import SettingError, StartError
 from infra.settings import BaseSettings
+from smsgateway.alerts import is_recipient
 from smsgateway.carriers.chuanglan import ChuanglanConfig
 
 # The kind whose settings stand in the gateway's own class.
@@ -484,6 +486,18 @@ class Settings(BaseSettings):
         'believed, as JSON such as ["10.0.0.0/8"]; empty: nobody\'s',
     )
 
+    # Alerts to people.
+    smtp_host: str = Field("", description="Mail server that alerts are sent by; empty: none are sent by mail")
+    smtp_port: int = Field(587, ge=1, le=65_535, description="Its port")
+    smtp_tls: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="starttls: after the greeting, tls: from the start (465), none: in clear"
+    )
+    smtp_user: str = Field("", description="User at the mail server; empty: it asks for none")
+    smtp_password: SecretStr = Field(SecretStr(""), description="Password of that user")
+    smtp_from: str = Field("", description="Address that alerts come from; empty: smsbill@ and the mail server")
+    alert_language: Literal["en", "zh"] = Field("en", description="Language of alerts: en or zh")
+    alert_time_zone: str = Field("Asia/Shanghai", description="IANA time zone of the moments in alerts")
+
     _carrier_given: Mapping[str, Any] | None = PrivateAttr(None)
 
     @property
@@ -518,6 +532,20 @@ class Settings(BaseSettings):
             raise SettingError(name, first["msg"]) from None
         made._carrier_given = given
         return made
+
+    @field_validator("smtp_from")
+    @classmethod
+    def _check_sender(cls, value: str) -> str:
+        if value and not is_recipient(value):
+            raise ValueError("must be an address such as sms@example.com")
+        return value
+
+    @field_validator("alert_time_zone")
+    @classmethod
+    def _check_zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("must be an IANA time zone such as Asia/Shanghai")
+        return value
 
     @model_validator(mode="after")
     def _check_recipients(self) -> Self:

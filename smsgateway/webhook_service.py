@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -16,12 +17,21 @@ from infra.errors import failed_precondition, invalid_fields, not_found
 from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import webhooks_pb2, webhooks_pb2_grpc
 from smsgateway import asking
-from smsgateway.schema import REPLY_EVENT, MessageState
+from smsgateway.schema import ALERT_OPENED, REPLY_EVENT, MessageState
 from smsgateway.settings import Settings
 from smsgateway.store import replies, webhooks
 from smsgateway.store.replies import StoredReply
 from smsgateway.store.webhooks import Key, ListedWebhook
-from smsgateway.webhooks import EVENT_NAMES, FINAL_KINDS, WEBHOOK_ID, BadWebhook, check_secret, check_url, new_secret
+from smsgateway.webhooks import (
+    ALERT_KINDS,
+    FINAL_STATES,
+    TOLD_STATES,
+    WEBHOOK_ID,
+    BadWebhook,
+    check_secret,
+    check_url,
+    new_secret,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +48,7 @@ PERMISSIONS: Permissions = {
 
 DEFAULT_ID = "main"
 _REMOVED_AT_ONCE = 10_000
-_STATES = frozenset(kind for kind in EVENT_NAMES if kind != REPLY_EVENT)
+_STATES = frozenset(map(int, TOLD_STATES))
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -184,9 +194,12 @@ class WebhooksService(webhooks_pb2_grpc.WebhooksServicer):
 
 
 def _key(brand_id: int, webhook_id: str) -> Key:
-    """Brand and name of a call whose token holds for the brand."""
-    asking.required_brand(brand_id)
-    current_principal().require_brand(brand_id)
+    """Brand and name of a call whose token holds for the brand, or for all where it is the house's webhook."""
+    if brand_id:
+        asking.required_brand(brand_id)
+        current_principal().require_brand(brand_id)
+    else:
+        current_principal().require_all_brands()
     name = webhook_id or DEFAULT_ID
     if not WEBHOOK_ID.fullmatch(name):
         raise invalid_fields({"webhook_id": "must be 1 to 32 lower-case letters, digits and underscores"})
@@ -198,8 +211,10 @@ def _missing() -> Exception:
 
 
 def _kinds(request: webhooks_pb2.PutWebhookRequest) -> int:
-    finals = (kind for kind in FINAL_KINDS if kind != REPLY_EVENT)
-    wanted = {*(request.states or finals), *([REPLY_EVENT] if request.replies else [])}
+    states: Iterable[int] = request.states
+    if not states and not request.alerts:
+        states = FINAL_STATES
+    wanted = {*states, *([REPLY_EVENT] if request.replies else []), *(ALERT_KINDS if request.alerts else [])}
     return sum(1 << kind for kind in wanted)
 
 
@@ -210,6 +225,7 @@ def _webhook(webhook: ListedWebhook) -> webhooks_pb2.Webhook:
         url=webhook.url,
         states=[int(state) for state in MessageState if webhook.kinds >> state & 1],  # type: ignore[misc] # its numbers
         replies=bool(webhook.kinds >> REPLY_EVENT & 1),
+        alerts=bool(webhook.kinds >> ALERT_OPENED & 1),
         full_number=webhook.full_number,
         reply_text=webhook.reply_text,
         enabled=webhook.enabled,

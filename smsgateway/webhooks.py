@@ -27,7 +27,7 @@ import orjson
 
 from smsgateway.metrics import TYPE_NAMES
 from smsgateway.mobile import mask_mobile
-from smsgateway.schema import REPLY_EVENT, MessageState
+from smsgateway.schema import ALERT_OPENED, ALERT_RECOVERED, REPLY_EVENT, MessageState
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what secrets begin with
 _SECRET_BYTES_MIN, _SECRET_BYTES_MAX, _SECRET_BYTES = 24, 64, 32
@@ -38,22 +38,23 @@ REQUEST_TYPE: Final = "sms.events"
 REPLY_TYPE: Final = "reply.received"
 _HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 
+FINAL_STATES: Final = (
+    MessageState.DELIVERED,
+    MessageState.UNDELIVERED,
+    MessageState.EXPIRED,
+    MessageState.FAILED,
+    MessageState.CANCELLED,
+)
+TOLD_STATES: Final = (MessageState.SENT, *FINAL_STATES)
+"""States of messages that can be told."""
+ALERT_KINDS: Final = (ALERT_OPENED, ALERT_RECOVERED)
 EVENT_NAMES: Final[Mapping[int, str]] = {
-    **{
-        int(state): f"message.{state.name.lower()}"
-        for state in (
-            MessageState.SENT,
-            MessageState.DELIVERED,
-            MessageState.UNDELIVERED,
-            MessageState.EXPIRED,
-            MessageState.FAILED,
-            MessageState.CANCELLED,
-        )
-    },
+    **{int(state): f"message.{state.name.lower()}" for state in TOLD_STATES},
     REPLY_EVENT: REPLY_TYPE,
+    ALERT_OPENED: "alert.opened",
+    ALERT_RECOVERED: "alert.recovered",
 }
 """What can be told, by the kind of the event."""
-FINAL_KINDS: Final = tuple(kind for kind in EVENT_NAMES if kind != MessageState.SENT)
 
 
 class BadWebhook(ValueError):  # noqa: N818 - named for what it says
@@ -172,6 +173,8 @@ def _told(event: Event, full_number: bool) -> dict[str, Any]:
     }
     if event.kind == REPLY_EVENT:
         told |= {"reply_id": event.subject_id, "mobile": mobile}
+    elif event.kind in ALERT_KINDS:
+        told |= {"alert_id": event.subject_id}
     else:
         told |= {
             "message_id": event.subject_id,

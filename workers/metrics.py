@@ -146,6 +146,20 @@ PARKED = Gauge(
     ["what"],
     registry=REGISTRY,
 )
+ALERTS_OPEN = Gauge(
+    "smsbill_alerts_open", "Alerts that were told and are not over; set by one worker at a time", ["kind"],
+    registry=REGISTRY,
+)  # fmt: skip
+ALERT_NOTICES = Counter(
+    "smsbill_alert_notices", "Notices of alerts by what they tell: opened, recovered, withdrawn", ["kind", "what"],
+    registry=REGISTRY,
+)  # fmt: skip
+ALERT_MAILS = Counter(
+    "smsbill_alert_mails",
+    "Notices by mail: sent, failed (tried again), given up",
+    ["result"],
+    registry=REGISTRY,
+)
 SWEEPS = Counter("smsbill_sweeps", "Passes of a sweeper", ["sweeper", "result"], registry=REGISTRY)
 SWEPT = Counter("smsbill_swept", "Rows that a sweeper changed", ["sweeper"], registry=REGISTRY)
 LOOP_FAILURES = Counter("smsbill_loop_failures", "Turns of a loop that failed", ["loop"], registry=REGISTRY)

@@ -22,6 +22,7 @@ from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
 from smsgateway import migrations
 from smsgateway.abandoned import AbandonedCalls
+from smsgateway.alert_board import AlertBoard
 from smsgateway.carriers.base import Carrier, ReceivingCarrier
 from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
@@ -32,6 +33,8 @@ from smsgateway.replies_intake import ReplyIntake
 from smsgateway.schema import Mode
 from smsgateway.settling import MessageSettler
 from workers.accounts import Account, Accounts, connections_of
+from workers.alert_mailer import AlertMailer
+from workers.alert_watch import AlertWatch
 from workers.balance import BalanceWatch
 from workers.lane import Lane
 from workers.loops import OUTAGES, Loop, Loops
@@ -227,6 +230,19 @@ class WorkerProcess:
         self._loops.add("carrier-balance", balance.step, interval_seconds=settings.balance_seconds)
         self._add_outbox(relay)
         self._add_webhooks(database)
+        self._add_alerts(
+            database,
+            AlertWatch(
+                database=database,
+                queues=queues,
+                board=AlertBoard(redis),
+                ledger=ledger,
+                accounts=accounts,
+                identifiers=identifiers,
+                worker=self.worker_id,
+                settings=settings,
+            ),
+        )
         receipts = ReceiptConsumer(
             database,
             Queues(waiting, receipt_streams=settings.receipt_streams),
@@ -378,6 +394,14 @@ class WorkerProcess:
         webhooks = WebhookRelay(database, self.worker_id, settings)
         self._stack.push_async_callback(webhooks.close, settings.drain_seconds * _DRAIN_LOOPS)
         self._loops.add("webhooks", webhooks.step, interval_seconds=settings.webhook_poll_seconds)
+
+    def _add_alerts(self, database: Database, watch: AlertWatch) -> None:
+        settings = self._settings
+        self._loops.add("alerts", watch.step, interval_seconds=settings.alert_seconds)
+        self._loops.add("alert-counts", watch.count, interval_seconds=settings.alert_count_seconds)
+        if settings.smtp_host:
+            mailer = AlertMailer(database, settings)
+            self._loops.add("alert-mail", mailer.step, interval_seconds=settings.mail_poll_seconds)
 
     def _add_jobs(self, ledger: LedgerClient) -> None:
         settings = self._settings

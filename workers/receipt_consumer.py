@@ -36,6 +36,7 @@ from workers.metrics import (
     STAGE_SIZE,
     TYPE_NAMES,
 )
+from workers.outcomes import OUTCOMES
 from workers.settings import Settings
 from workers.settlement import Settlement
 
@@ -320,8 +321,9 @@ class ReceiptConsumer:
 
     def _count(self, settled: Sequence[_Matched], changed: Sequence[tuple[int, str, int, int]]) -> None:
         finals = {(brand_id, message_id) for brand_id, message_id, _, _ in changed}
-        for _, _, sms_type, state in changed:
+        for brand_id, _, sms_type, state in changed:
             RESULTS.labels(TYPE_NAMES[sms_type], _RESULT_NAMES[MessageState(state)]).inc()
+            OUTCOMES.note(brand_id, sms_type, final=1, failed=int(state != MessageState.DELIVERED))
         for item in settled:
             key = (item.addressee.brand_id, item.addressee.message_id)
             if item.receipt.state not in _FINAL:

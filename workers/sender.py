@@ -65,6 +65,7 @@ from workers.metrics import (
     STAGE_SIZE,
     TYPE_NAMES,
 )
+from workers.outcomes import OUTCOMES
 from workers.settings import Settings
 from workers.settlement import Settlement
 from workers.stopping import Stopping, StopSignal
@@ -776,6 +777,7 @@ class Sender:
         reach("worker.dispatch.failed")
         if ours:
             RESULTS.labels(self._labels[0], "failed").inc(messages)
+            OUTCOMES.note(item.brand_id, self._sms_type, final=messages, failed=messages)
 
     async def _set_unknown(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
         call = (claimed.brand_id, claimed.dispatch_id, call_id)

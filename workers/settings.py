@@ -262,6 +262,36 @@ class Settings(gateway_settings.Settings):
         description="Refusals of an event for its content (400, 413, 415, 422) before it is parked and others go on",
     )
 
+    # Alerts to people.
+    alert_seconds: float = Field(
+        30, gt=0, le=3_600, description="Time between two looks for what people are to be alerted of; one worker looks"
+    )
+    alert_brand_pages_max: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        description="Pages of 1,000 brands whose balances one look judges; the next goes on after them",
+    )
+    alert_count_seconds: float = Field(
+        5, gt=0, le=300, description="How often a worker adds to the counts of failures, where a rule watches them"
+    )
+    alert_days: int = Field(90, ge=1, le=3_650, description="How long alerts that are over can be listed")
+    mail_poll_seconds: float = Field(2, gt=0, le=600, description="Time between two looks for letters to send")
+    mail_call_seconds: float = Field(
+        30, gt=0, le=600, description="How long a step of a conversation with the mail server may take"
+    )
+    mail_notices_max: int = Field(
+        100, ge=1, le=1_000, description="Alerts in one letter: many at once to one recipient become one"
+    )
+    mail_letters_max: int = Field(
+        50, ge=1, le=10_000, description="Letters in a row before the next look; each is a conversation of its own"
+    )
+    mail_retry_base_seconds: float = Field(
+        30, gt=0, le=3_600, description="Longest rest of a letter after its first failure; it doubles"
+    )
+    mail_retry_seconds_max: float = Field(1_800, gt=0, le=86_400, description="Longest rest of a letter")
+    mail_hours: float = Field(24, gt=0, le=8_760, description="How long a letter is tried before it is given up")
+
     # Sweepers and the cost centre's jobs.
     sweep_seconds: float = Field(5, gt=0, le=600, description="Time between two looks for what made no progress")
     stalled_seconds: float = Field(

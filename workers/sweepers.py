@@ -22,6 +22,7 @@ from smsgateway.store.sending import FailedMessage
 from smsgateway.store.sweeping import Cursor, ExpiredMessage, Stalled, Undecided
 from workers.metrics import MODE_NAMES, PARKED, QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, RESULTS, SWEEPS, SWEPT, TYPE_NAMES
 from workers.outbox_relay import OutboxRelay
+from workers.outcomes import OUTCOMES
 from workers.receipt_consumer import ReceiptConsumer
 from workers.settings import Settings
 from workers.settlement import Settlement
@@ -129,7 +130,9 @@ class Sweepers:
         log.warning("undecided dispatches ended", dispatches=len(items), messages_failed=len(failed), code=code)
         types = {(item.brand_id, item.dispatch_id): item.sms_type for item in items}
         for message in failed:
-            RESULTS.labels(TYPE_NAMES[types[message.brand_id, message.dispatch_id]], "failed").inc()
+            sms_type = types[message.brand_id, message.dispatch_id]
+            RESULTS.labels(TYPE_NAMES[sms_type], "failed").inc()
+            OUTCOMES.note(message.brand_id, sms_type, final=1, failed=1)
 
     async def expire(self) -> bool:
         """Messages whose receipt did not come in time."""
@@ -151,6 +154,7 @@ class Sweepers:
         self._relay.offer(rows)
         for message in messages:
             RESULTS.labels(TYPE_NAMES[message.sms_type], "expired").inc()
+            OUTCOMES.note(message.brand_id, message.sms_type, final=1, failed=1)
         return len(messages)
 
     def _expiry(self, message: ExpiredMessage) -> OutboxRow:

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smsbill.commands.admin import collect
-from smsbill.commands.options import AsJson, Brand, Limit
+from smsbill.commands.options import AsJson, Limit
 
 if TYPE_CHECKING:
     from smsbill.client import Client
 
 webhook_app = typer.Typer(help="Webhooks: brands are told what became of their messages.", no_args_is_help=True)
 
-_COLUMNS = ("webhook", "address", "states", "replies", "enabled", "#waiting", "#failures", "tried again", "last error")
+_COLUMNS = (
+    *("webhook", "address", "states", "replies", "alerts", "enabled"),
+    *("#waiting", "#failures", "tried again", "last error"),
+)
 _REPLY_COLUMNS = ("reply", "#brand", "from", "to", "opt-out", "received", "text")
 
 
@@ -40,6 +43,7 @@ class TellState(enum.StrEnum):
         return pb.MessageState.Value(f"MESSAGE_STATE_{self.name}")
 
 
+Brand = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Brand; 0: the house, for alerts.", show_default=False)]
 Name = Annotated[str, typer.Option("--name", help="Name of the webhook.")]
 
 
@@ -58,6 +62,9 @@ def webhook_put(
         list[TellState] | None, typer.Option("--state", help="A state to tell; none: all final ones.")
     ] = None,
     tell_replies: Annotated[bool, typer.Option("--replies", help="Tell of replies, too.")] = False,
+    tell_alerts: Annotated[
+        bool, typer.Option("--alerts", help="Tell of alerts, and of messages only by --state.")
+    ] = False,
     full_number: Annotated[bool, typer.Option("--full-number", help="Tell whole numbers.")] = False,
     reply_text: Annotated[bool, typer.Option("--reply-text", help="Tell the texts of replies.")] = False,
     rotate_secret: Annotated[
@@ -79,6 +86,7 @@ def webhook_put(
         url=url,
         states=[state.number for state in states or ()],  # type: ignore[misc] # numbers of the proto's enum
         replies=tell_replies,
+        alerts=tell_alerts,
         full_number=full_number,
         reply_text=reply_text,
         rotate_secret=rotate_secret,
@@ -164,6 +172,7 @@ def _row(webhook: Any) -> tuple[object, ...]:
         webhook.url,
         ", ".join(plain(webhook)["states"]),
         webhook.replies,
+        webhook.alerts,
         webhook.enabled,
         webhook.waiting,
         webhook.failures,

@@ -6,7 +6,8 @@ worker that dies, or is slower than its turn, lets another tell the same events 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import REPLY_EVENT
-from smsgateway.webhooks import Event, message_details
+from smsgateway.webhooks import ALERT_KINDS, Event, message_details
 
 _COLUMNS = (
     "brand_id, webhook_id, url, kinds, full_number, reply_text, enabled, secret, old_secret, old_secret_until,"
@@ -95,12 +96,12 @@ returning t.failures, least(t.events_max, %(events_max)s)
 _LOAD = f"select {_COLUMNS} from smsgateway.webhook where brand_id = %s and webhook_id = %s and enabled"
 
 _EVENTS = f"""
-select e.event_id, e.kind, e.subject_id, e.result_code, e.happened_at, e.attempts,
+select e.event_id, e.kind, e.subject_id, e.result_code, e.happened_at, e.attempts, e.details,
        m.mobile, m.batch_id, m.request_id, m.sms_type, m.segments, m.created_at, m.submitted_at, m.sent_at,
        r.mobile, r.destination, r.text, r.part, r.opt_out, r.message_id, r.received_at
 from smsgateway.webhook_event as e
 left join smsgateway.message as m
-  on m.brand_id = e.brand_id and m.message_id = e.subject_id and e.kind <> {REPLY_EVENT:d}
+  on m.brand_id = e.brand_id and m.message_id = e.subject_id and e.kind < {REPLY_EVENT:d}
 left join smsgateway.reply as r
   on r.brand_id = e.brand_id and r.reply_id = e.subject_id and e.kind = {REPLY_EVENT:d}
 where e.brand_id = %s and e.webhook_id = %s and e.parked_at is null
@@ -168,6 +169,17 @@ select asked.brand_id, asked.reply_id || '-{REPLY_EVENT:d}-' || webhook.webhook_
 from unnest(%s::bigint[], %s::text[], %s::timestamptz[]) as asked (brand_id, reply_id, received_at)
 join smsgateway.webhook on webhook.brand_id = asked.brand_id and webhook.enabled
   and (webhook.kinds >> {REPLY_EVENT:d}) & 1 = 1
+on conflict (brand_id, event_id) do nothing
+"""
+
+_TELL_ALERTS = """
+insert into smsgateway.webhook_event
+  (brand_id, event_id, webhook_id, subject_id, kind, happened_at, created_at, details)
+select w.brand_id, told.alert_id || '-' || told.kind || '-' || w.webhook_id, w.webhook_id, told.alert_id, told.kind,
+       told.happened_at, now(), told.details::jsonb
+from unnest(%s::bigint[], %s::text[], %s::smallint[], %s::timestamptz[], %s::text[])
+  as told (brand_id, alert_id, kind, happened_at, details)
+join smsgateway.webhook as w on w.brand_id = told.brand_id and w.enabled and (w.kinds >> told.kind) & 1 = 1
 on conflict (brand_id, event_id) do nothing
 """
 
@@ -404,6 +416,25 @@ async def end_turn(connection: Connection, key: Key, worker: str) -> None:
     await connection.execute(_END_TURN, (*key, worker))
 
 
+async def tell_alerts(
+    connection: Connection, alerts: Sequence[tuple[int, str, int, datetime, Mapping[str, Any]]]
+) -> None:
+    """Write the events of alerts (brand whose webhooks hear of it, alert's id, kind of the event, moment, what is told)
+    for the webhooks that want to hear of them.
+    """
+    brand_ids, alert_ids, kinds, moments, details = zip(*alerts, strict=True)
+    await connection.execute(
+        _TELL_ALERTS,
+        (
+            arrays.integers(brand_ids),
+            arrays.texts(alert_ids),
+            arrays.integers(kinds),
+            arrays.moments(moments),
+            arrays.texts([json.dumps(each, ensure_ascii=False) for each in details]),
+        ),
+    )
+
+
 async def tell_replies(connection: Connection, replies: Sequence[tuple[int, str, datetime]]) -> None:
     """Write the events of replies (brand, id, moment) for the webhooks that want to hear of them."""
     await connection.execute(
@@ -417,17 +448,20 @@ async def tell_replies(connection: Connection, replies: Sequence[tuple[int, str,
 
 
 def _waiting(row: tuple[Any, ...], *, with_text: bool) -> Waiting:
-    event_id, kind, subject_id, result_code, happened_at, attempts = row[:6]
+    event_id, kind, subject_id, result_code, happened_at, attempts, told = row[:7]
+    mobile: str | None
     details: dict[str, Any]
     moments: dict[str, datetime | None]
-    if kind == REPLY_EVENT:
-        mobile, destination, text, part, opt_out, message_id, received_at = row[14:]
+    if kind in ALERT_KINDS:
+        mobile, details, moments = None, told, {}
+    elif kind == REPLY_EVENT:
+        mobile, destination, text, part, opt_out, message_id, received_at = row[15:]
         details = {"destination": destination, "part": part, "opt_out": opt_out, "message_id": message_id}
         if with_text:
             details["text"] = text
         moments = {"received_at": received_at}
     else:
-        mobile, batch_id, request_id, sms_type, segments, created_at, submitted_at, sent_at = row[6:14]
+        mobile, batch_id, request_id, sms_type, segments, created_at, submitted_at, sent_at = row[7:15]
         details = message_details(batch_id, request_id, sms_type, segments)
         moments = {"created_at": created_at, "submitted_at": submitted_at, "sent_at": sent_at}
     return Waiting(

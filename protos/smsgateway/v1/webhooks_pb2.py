@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos.smsgateway.v1 import sms_gateway_pb2 as smsgateway_dot_v1_dot_sms__gateway__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csmsgateway/v1/webhooks.proto\x12\rsmsgateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsmsgateway/v1/sms_gateway.proto\"\xd4\x01\n\x11PutWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x06states\x18\x04 \x03(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0f\n\x07replies\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ull_number\x18\x06 \x01(\x08\x12\x12\n\nreply_text\x18\x07 \x01(\x08\x12\x0e\n\x06secret\x18\x08 \x01(\t\x12\x15\n\rrotate_secret\x18\t \x01(\x08\"M\n\x12PutWebhookResponse\x12\'\n\x07webhook\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"9\n\x11GetWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"=\n\x12GetWebhookResponse\x12\'\n\x07webhook\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Webhook\"\'\n\x13ListWebhooksRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\"@\n\x14ListWebhooksResponse\x12(\n\x08webhooks\x18\x01 \x03(\x0b\x32\x16.smsgateway.v1.Webhook\"<\n\x14RemoveWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"/\n\x15RemoveWebhookResponse\x12\x16\n\x0e\x65vents_dropped\x18\x01 \x01(\x03\"\xbc\x03\n\x07Webhook\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x06states\x18\x04 \x03(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0f\n\x07replies\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ull_number\x18\x06 \x01(\x08\x12\x12\n\nreply_text\x18\x07 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x08 \x01(\x08\x12\x10\n\x08rotating\x18\t \x01(\x08\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x0c \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\r \x01(\x05\x12\x12\n\nlast_error\x18\x0e \x01(\t\x12+\n\x07next_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csucceeded_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x12ListRepliesRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x0e\n\x06mobile\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"U\n\x13ListRepliesResponse\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.smsgateway.v1.Reply\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8b\x02\n\x05Reply\x12\x10\n\x08reply_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12\x17\n\x0f\x63\x61rrier_account\x18\x03 \x01(\t\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x0c\n\x04part\x18\x07 \x01(\t\x12\x0f\n\x07opt_out\x18\x08 \x01(\x08\x12\x12\n\nmessage_id\x18\t \x01(\t\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbb\x03\n\x08Webhooks\x12Q\n\nPutWebhook\x12 .smsgateway.v1.PutWebhookRequest\x1a!.smsgateway.v1.PutWebhookResponse\x12Q\n\nGetWebhook\x12 .smsgateway.v1.GetWebhookRequest\x1a!.smsgateway.v1.GetWebhookResponse\x12W\n\x0cListWebhooks\x12\".smsgateway.v1.ListWebhooksRequest\x1a#.smsgateway.v1.ListWebhooksResponse\x12Z\n\rRemoveWebhook\x12#.smsgateway.v1.RemoveWebhookRequest\x1a$.smsgateway.v1.RemoveWebhookResponse\x12T\n\x0bListReplies\x12!.smsgateway.v1.ListRepliesRequest\x1a\".smsgateway.v1.ListRepliesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csmsgateway/v1/webhooks.proto\x12\rsmsgateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsmsgateway/v1/sms_gateway.proto\"\xe4\x01\n\x11PutWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x06states\x18\x04 \x03(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0f\n\x07replies\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ull_number\x18\x06 \x01(\x08\x12\x12\n\nreply_text\x18\x07 \x01(\x08\x12\x0e\n\x06secret\x18\x08 \x01(\t\x12\x15\n\rrotate_secret\x18\t \x01(\x08\x12\x0e\n\x06\x61lerts\x18\n \x01(\x08\"M\n\x12PutWebhookResponse\x12\'\n\x07webhook\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"9\n\x11GetWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"=\n\x12GetWebhookResponse\x12\'\n\x07webhook\x18\x01 \x01(\x0b\x32\x16.smsgateway.v1.Webhook\"\'\n\x13ListWebhooksRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\"@\n\x14ListWebhooksResponse\x12(\n\x08webhooks\x18\x01 \x03(\x0b\x32\x16.smsgateway.v1.Webhook\"<\n\x14RemoveWebhookRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"/\n\x15RemoveWebhookResponse\x12\x16\n\x0e\x65vents_dropped\x18\x01 \x01(\x03\"\xcc\x03\n\x07Webhook\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12+\n\x06states\x18\x04 \x03(\x0e\x32\x1b.smsgateway.v1.MessageState\x12\x0f\n\x07replies\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ull_number\x18\x06 \x01(\x08\x12\x12\n\nreply_text\x18\x07 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x08 \x01(\x08\x12\x10\n\x08rotating\x18\t \x01(\x08\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x0c \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\r \x01(\x05\x12\x12\n\nlast_error\x18\x0e \x01(\t\x12+\n\x07next_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csucceeded_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61lerts\x18\x11 \x01(\x08\"]\n\x12ListRepliesRequest\x12\x10\n\x08\x62rand_id\x18\x01 \x01(\x03\x12\x0e\n\x06mobile\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"U\n\x13ListRepliesResponse\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.smsgateway.v1.Reply\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8b\x02\n\x05Reply\x12\x10\n\x08reply_id\x18\x01 \x01(\t\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\x03\x12\x17\n\x0f\x63\x61rrier_account\x18\x03 \x01(\t\x12\x0e\n\x06mobile\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x0c\n\x04part\x18\x07 \x01(\t\x12\x0f\n\x07opt_out\x18\x08 \x01(\x08\x12\x12\n\nmessage_id\x18\t \x01(\t\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xbb\x03\n\x08Webhooks\x12Q\n\nPutWebhook\x12 .smsgateway.v1.PutWebhookRequest\x1a!.smsgateway.v1.PutWebhookResponse\x12Q\n\nGetWebhook\x12 .smsgateway.v1.GetWebhookRequest\x1a!.smsgateway.v1.GetWebhookResponse\x12W\n\x0cListWebhooks\x12\".smsgateway.v1.ListWebhooksRequest\x1a#.smsgateway.v1.ListWebhooksResponse\x12Z\n\rRemoveWebhook\x12#.smsgateway.v1.RemoveWebhookRequest\x1a$.smsgateway.v1.RemoveWebhookResponse\x12T\n\x0bListReplies\x12!.smsgateway.v1.ListRepliesRequest\x1a\".smsgateway.v1.ListRepliesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smsgateway.v1.webhooks_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PUTWEBHOOKREQUEST']._serialized_start=114
-  _globals['_PUTWEBHOOKREQUEST']._serialized_end=326
-  _globals['_PUTWEBHOOKRESPONSE']._serialized_start=328
-  _globals['_PUTWEBHOOKRESPONSE']._serialized_end=405
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=407
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=464
-  _globals['_GETWEBHOOKRESPONSE']._serialized_start=466
-  _globals['_GETWEBHOOKRESPONSE']._serialized_end=527
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=529
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=568
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=570
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=634
-  _globals['_REMOVEWEBHOOKREQUEST']._serialized_start=636
-  _globals['_REMOVEWEBHOOKREQUEST']._serialized_end=696
-  _globals['_REMOVEWEBHOOKRESPONSE']._serialized_start=698
-  _globals['_REMOVEWEBHOOKRESPONSE']._serialized_end=745
-  _globals['_WEBHOOK']._serialized_start=748
-  _globals['_WEBHOOK']._serialized_end=1192
-  _globals['_LISTREPLIESREQUEST']._serialized_start=1194
-  _globals['_LISTREPLIESREQUEST']._serialized_end=1287
-  _globals['_LISTREPLIESRESPONSE']._serialized_start=1289
-  _globals['_LISTREPLIESRESPONSE']._serialized_end=1374
-  _globals['_REPLY']._serialized_start=1377
-  _globals['_REPLY']._serialized_end=1644
-  _globals['_WEBHOOKS']._serialized_start=1647
-  _globals['_WEBHOOKS']._serialized_end=2090
+  _globals['_PUTWEBHOOKREQUEST']._serialized_end=342
+  _globals['_PUTWEBHOOKRESPONSE']._serialized_start=344
+  _globals['_PUTWEBHOOKRESPONSE']._serialized_end=421
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=423
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=480
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=482
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=543
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=545
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=584
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=586
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=650
+  _globals['_REMOVEWEBHOOKREQUEST']._serialized_start=652
+  _globals['_REMOVEWEBHOOKREQUEST']._serialized_end=712
+  _globals['_REMOVEWEBHOOKRESPONSE']._serialized_start=714
+  _globals['_REMOVEWEBHOOKRESPONSE']._serialized_end=761
+  _globals['_WEBHOOK']._serialized_start=764
+  _globals['_WEBHOOK']._serialized_end=1224
+  _globals['_LISTREPLIESREQUEST']._serialized_start=1226
+  _globals['_LISTREPLIESREQUEST']._serialized_end=1319
+  _globals['_LISTREPLIESRESPONSE']._serialized_start=1321
+  _globals['_LISTREPLIESRESPONSE']._serialized_end=1406
+  _globals['_REPLY']._serialized_start=1409
+  _globals['_REPLY']._serialized_end=1676
+  _globals['_WEBHOOKS']._serialized_start=1679
+  _globals['_WEBHOOKS']._serialized_end=2122
 # @@protoc_insertion_point(module_scope)

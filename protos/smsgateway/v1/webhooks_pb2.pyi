@@ -33,8 +33,9 @@ class PutWebhookRequest(_message.Message):
     REPLY_TEXT_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     ROTATE_SECRET_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
-    """The brand."""
+    """The brand; 0: the house, with a token of all brands."""
     webhook_id: _builtins.str
     """Its name: 1 to 32 lower-case letters, digits and underscores; empty: main."""
     url: _builtins.str
@@ -51,9 +52,11 @@ class PutWebhookRequest(_message.Message):
     """
     rotate_secret: _builtins.bool
     """Whether an old webhook gets a new secret. The one before signs as well for 24 hours (a setting)."""
+    alerts: _builtins.bool
+    """Whether to tell of alerts: those about the brand; brand 0: of all brands and of the house."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_sms_gateway_pb2.MessageState.ValueType]:
-        """States of messages to tell: SENT and the final ones; none: all final ones."""
+        """States of messages to tell: SENT and the final ones; none: all final ones, or none where alerts are told."""
 
     def __init__(
         self,
@@ -67,10 +70,11 @@ class PutWebhookRequest(_message.Message):
         reply_text: _builtins.bool = ...,
         secret: _builtins.str = ...,
         rotate_secret: _builtins.bool = ...,
+        alerts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "full_number", b"full_number", "replies", b"replies", "reply_text", b"reply_text", "rotate_secret", b"rotate_secret", "secret", b"secret", "states", b"states", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "brand_id", b"brand_id", "full_number", b"full_number", "replies", b"replies", "reply_text", b"reply_text", "rotate_secret", b"rotate_secret", "secret", b"secret", "states", b"states", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,7 +113,7 @@ class GetWebhookRequest(_message.Message):
     BRAND_ID_FIELD_NUMBER: _builtins.int
     WEBHOOK_ID_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
-    """The brand."""
+    """The brand; 0: the house, with a token of all brands."""
     webhook_id: _builtins.str
     """Its name; empty: main."""
     def __init__(
@@ -154,7 +158,7 @@ class ListWebhooksRequest(_message.Message):
 
     BRAND_ID_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
-    """The brand."""
+    """The brand; 0: the house, with a token of all brands."""
     def __init__(
         self,
         *,
@@ -197,7 +201,7 @@ class RemoveWebhookRequest(_message.Message):
     BRAND_ID_FIELD_NUMBER: _builtins.int
     WEBHOOK_ID_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
-    """The brand."""
+    """The brand; 0: the house, with a token of all brands."""
     webhook_id: _builtins.str
     """Its name; empty: main."""
     def __init__(
@@ -256,6 +260,7 @@ class Webhook(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     NEXT_AT_FIELD_NUMBER: _builtins.int
     SUCCEEDED_AT_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
     """The brand."""
     webhook_id: _builtins.str
@@ -278,6 +283,8 @@ class Webhook(_message.Message):
     """Requests that failed in a row."""
     last_error: _builtins.str
     """Why the last request failed; empty: it did not."""
+    alerts: _builtins.bool
+    """Whether it is told of alerts."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_sms_gateway_pb2.MessageState.ValueType]:
         """States of messages that it is told."""
@@ -317,10 +324,11 @@ class Webhook(_message.Message):
         last_error: _builtins.str = ...,
         next_at: _timestamp_pb2.Timestamp | None = ...,
         succeeded_at: _timestamp_pb2.Timestamp | None = ...,
+        alerts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_at", b"next_at", "succeeded_at", b"succeeded_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand_id", b"brand_id", "created_at", b"created_at", "enabled", b"enabled", "failures", b"failures", "full_number", b"full_number", "last_error", b"last_error", "next_at", b"next_at", "replies", b"replies", "reply_text", b"reply_text", "rotating", b"rotating", "states", b"states", "succeeded_at", b"succeeded_at", "updated_at", b"updated_at", "url", b"url", "waiting", b"waiting", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "brand_id", b"brand_id", "created_at", b"created_at", "enabled", b"enabled", "failures", b"failures", "full_number", b"full_number", "last_error", b"last_error", "next_at", b"next_at", "replies", b"replies", "reply_text", b"reply_text", "rotating", b"rotating", "states", b"states", "succeeded_at", b"succeeded_at", "updated_at", b"updated_at", "url", b"url", "waiting", b"waiting", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
