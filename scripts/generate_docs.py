@@ -56,6 +56,7 @@ SERVICES = (
     ("smsgateway.v1.Webhooks", "smsgateway.webhook_service", "port 50052"),
     ("smsgateway.v1.Alerts", "smsgateway.alert_service", "port 50052"),
     ("smsgateway.v1.Campaigns", "smsgateway.campaign_service", "port 50052"),
+    ("smsgateway.v1.Statistics", "smsgateway.statistics_service", "port 50052"),
 )
 
 CRASH_POINTS_INTRODUCTION = """# Crash points

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+from infra.differences import Difference
 from infra.embedded import EmbeddedServers
 from smsbill import interruption, stack_file
 from smsbill.settings import StackSettings
@@ -33,11 +34,56 @@ def reconcile(as_json: bool) -> int:
     """Compare everything with everything; 0 when nothing differs. Raises `StartError`, `EmbeddedError`."""
     from smsbill import reconcile as reconciliation  # noqa: PLC0415 - heavy
 
-    found = []
+    found: list[Difference] = []
+
+    async def work(settings: StackSettings, progress: Callable[[str, int, int], None]) -> None:
+        found.extend(await reconciliation.run(settings, progress=progress))
+
+    _with_progress(as_json, work, redis=True)
+    return _tell(as_json, found, "No difference: every package, freeze, payment and message fits its records")
+
+
+def rebuild_usage(as_json: bool, from_brand: int) -> int:
+    """Make usage figures anew from the message records; 0. Raises `StartError`, `EmbeddedError`."""
+    from smsbill import usage_figures  # noqa: PLC0415 - heavy
+
+    rebuilt = 0
+
+    async def work(settings: StackSettings, progress: Callable[[str, int, int], None]) -> None:
+        nonlocal rebuilt
+        rebuilt = await usage_figures.rebuild(
+            settings.database_url, zone=settings.usage_time_zone, from_brand=from_brand, progress=progress
+        )
+
+    _with_progress(as_json, work)
+    pairs(as_json, {"brands": rebuilt}, "Usage rebuilt")
+    return 0
+
+
+def check_usage(as_json: bool) -> int:
+    """Compare usage figures with the message records; 0 when nothing differs. Raises `StartError`, `EmbeddedError`."""
+    from smsbill import usage_figures  # noqa: PLC0415 - heavy
+
+    found: list[Difference] = []
+
+    async def work(settings: StackSettings, progress: Callable[[str, int, int], None]) -> None:
+        found.extend(await usage_figures.check(settings.database_url, zone=settings.usage_time_zone, progress=progress))
+
+    _with_progress(as_json, work)
+    return _tell(as_json, found, "No difference: usage is what the message records say")
+
+
+def _with_progress(
+    as_json: bool,
+    work: Callable[[StackSettings, Callable[[str, int, int], None]], Coroutine[Any, Any, None]],
+    *,
+    redis: bool = False,
+) -> None:
+    """Run what needs the database, and show how far it is."""
     screen = console(stderr=True)
 
     async def body() -> int:
-        async with servers(StackSettings.load()) as settings:
+        async with servers(StackSettings.load(), redis=redis) as settings:
             with screen.status("reading") as status:
 
                 def show(what: str, done: int, total: int) -> None:
@@ -47,14 +93,17 @@ def reconcile(as_json: bool) -> int:
                     if not screen.is_terminal and not as_json:
                         screen.print(line)
 
-                found.extend(await reconciliation.run(settings, progress=show))
+                await work(settings, show)
         return 0
 
     interruptible(body)
+
+
+def _tell(as_json: bool, found: Sequence[Difference], nothing: str) -> int:
     if as_json:
         print_json({"differences": [asdict(each) for each in found]})
     elif not found:
-        console().print("No difference: every package, freeze, payment and message fits its records")
+        console().print(nothing)
     else:
         rows = [tuple(asdict(each).values()) for each in found]
         console().print(table(f"{len(found):,} differences", _COLUMNS, rows))

@@ -20,6 +20,7 @@ from protos.smsgateway.v1.campaigns_pb2_grpc import CampaignsStub
 from protos.smsgateway.v1.routing_pb2_grpc import RoutingStub
 from protos.smsgateway.v1.sender_rules_pb2_grpc import SenderRulesStub
 from protos.smsgateway.v1.sms_gateway_pb2_grpc import SmsGatewayStub
+from protos.smsgateway.v1.statistics_pb2_grpc import StatisticsStub
 from protos.smsgateway.v1.webhooks_pb2_grpc import WebhooksStub
 from smsbill import stack_file
 from smsbill.failure import CommandError
@@ -86,6 +87,7 @@ class Client:
         self.webhooks = WebhooksStub(self._channels[1])
         self.campaigns = CampaignsStub(self._channels[1])
         self.alerts = AlertsStub(self._channels[1])
+        self.statistics = StatisticsStub(self._channels[1])
 
     async def close(self) -> None:
         """Close the connections."""

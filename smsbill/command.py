@@ -26,6 +26,7 @@ from smsbill.commands import (
     routes,
     rules,
     sending,
+    statistics,
     webhook,
 )
 from smsbill.commands.options import AsJson
@@ -49,6 +50,7 @@ carriers.register(app)
 routes.register(app)
 rules.register(app)
 alerts.register(app)
+statistics.register(app)
 
 _STACK, _SERVICE, _CARE = "The whole stack", "Single processes", "Care"
 

@@ -7,13 +7,14 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC
 from typing import TypeVar
 
 import grpc
 import orjson
 
 from infra.errors import Refusal, invalid_fields
-from infra.identifiers import brand_of
+from infra.identifiers import brand_of, time_prefix
 from protos.smsgateway.v1 import sms_gateway_pb2
 from smsgateway.accepting import Single
 from smsgateway.batch_accepting import Batch, no_valid_recipient
@@ -138,6 +139,20 @@ def listed_identifier(identifier: str, brand_id: int, field: str, rule: str) -> 
     if identifier and brand_of(identifier) != brand_id:
         raise invalid_fields({field: rule})
     return identifier
+
+
+def listed_time(request: sms_gateway_pb2.ListMessagesRequest) -> tuple[str, str]:
+    """Ids between which messages were accepted in the time asked for; empty: no border. Raises INVALID_ARGUMENT."""
+    borders = {}
+    for field in ("from", "to"):
+        borders[field] = ""
+        if request.HasField(field):
+            try:
+                moment = getattr(request, field).ToDatetime(tzinfo=UTC)
+            except (ValueError, OverflowError):
+                raise invalid_fields({field: "must be a moment from 1970 to 9999"}) from None
+            borders[field] = time_prefix(max(0, int(moment.timestamp() * 1_000)))
+    return borders["from"], borders["to"]
 
 
 def batch_header(header: sms_gateway_pb2.BatchHeader, settings: Settings, judge: Judge | None = None) -> Terms:

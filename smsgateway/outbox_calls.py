@@ -55,6 +55,18 @@ async def call(ledger: StatusLedger, kind: OutboxKind, rows: Sequence[OutboxRow]
     return outcomes
 
 
+def refunds_of(row: OutboxRow, reply: Any) -> list[tuple[int, str, int]]:
+    """What a reply says was given back for a message that had been sent: brand, message, segments.
+
+    What a send status gives back is of messages that failed; their records say so themselves.
+    """
+    refunded = getattr(reply, "refunded", 0)
+    if row.kind is not OutboxKind.RECEIPT or not refunded:
+        return []
+    request = cost_center_pb2.SmsReceiptStatusCallBackRequest.FromString(row.payload)
+    return [(row.brand_id, request.message_id, refunded)]
+
+
 async def _ask(ledger: StatusLedger, kind: OutboxKind, requests: list[Any]) -> list[Any]:
     try:
         if kind is OutboxKind.SEND_STATUS:

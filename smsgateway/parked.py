@@ -27,6 +27,7 @@ from smsgateway.settling import owed_back
 from smsgateway.store import outbox
 from smsgateway.store import parked as store
 from smsgateway.store.accepting import CancelledDispatch, CancelledMessage
+from smsgateway.store.counting import record_refunds
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.parked import Key, Page, ParkedDispatch, ParkedRow
 
@@ -172,6 +173,7 @@ class ParkedWork:
             found = await store.find_outbox(connection, keys)
         dropped = Dropped()
         droppable: list[Key] = []
+        refunds: list[tuple[int, str, int]] = []
         for kind in OutboxKind:
             rows = [row for row in found if row.kind is kind]
             if not rows:
@@ -183,8 +185,11 @@ class ParkedWork:
                     dropped.kept[row.outbox_id] = why
                 else:
                     droppable.append((row.brand_id, row.outbox_id))
+                    refunds += outbox_calls.refunds_of(row, outcome)
         async with self._database.connection() as connection:
             dropped.ids = await store.drop_outbox(connection, droppable)
+            if refunds:
+                await record_refunds(connection, refunds)
         return dropped
 
 

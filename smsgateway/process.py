@@ -25,9 +25,18 @@ from protos.smsgateway.v1 import (
     routing_pb2_grpc,
     sender_rules_pb2_grpc,
     sms_gateway_pb2_grpc,
+    statistics_pb2_grpc,
     webhooks_pb2_grpc,
 )
-from smsgateway import alert_service, campaign_service, migrations, routing_service, rule_service, webhook_service
+from smsgateway import (
+    alert_service,
+    campaign_service,
+    migrations,
+    routing_service,
+    rule_service,
+    statistics_service,
+    webhook_service,
+)
 from smsgateway.accepting import SingleAcceptor
 from smsgateway.account_callbacks import AccountCallbacks
 from smsgateway.batch_accepting import BatchAcceptor, Canceller
@@ -51,6 +60,7 @@ from smsgateway.rule_service import SenderRulesService
 from smsgateway.service import PERMISSIONS, SERVICE, SmsGatewayService
 from smsgateway.settings import Settings
 from smsgateway.settling import MessageSettler
+from smsgateway.usage_reading import UsageReader
 
 log = structlog.get_logger(__name__)
 
@@ -216,7 +226,15 @@ class _Services:
         self._sender_rules = SenderRulesService(database, settings)
         self._webhooks = webhook_service.WebhooksService(database, settings)
         self._alerts = alert_service.AlertsService(database, settings)
-        self._others = (alert_service, campaign_service, routing_service, rule_service, webhook_service)
+        self._statistics = statistics_service.StatisticsService(UsageReader(database, settings))
+        self._others = (
+            alert_service,
+            campaign_service,
+            routing_service,
+            rule_service,
+            statistics_service,
+            webhook_service,
+        )
         self._permissions = {
             **PERMISSIONS,
             **{method: roles for each in self._others for method, roles in each.PERMISSIONS.items()},
@@ -229,6 +247,7 @@ class _Services:
         webhooks_pb2_grpc.add_WebhooksServicer_to_server(self._webhooks, server)
         campaigns_pb2_grpc.add_CampaignsServicer_to_server(self._campaigns, server)
         alerts_pb2_grpc.add_AlertsServicer_to_server(self._alerts, server)
+        statistics_pb2_grpc.add_StatisticsServicer_to_server(self._statistics, server)
 
     def server(self) -> GrpcServer:
         """The server of the gRPC port."""

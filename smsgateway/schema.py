@@ -31,6 +31,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -156,6 +157,9 @@ message = Table(
     # whose id nobody knows; null: one id for all.
     Column("parts_open", ARRAY(Text), nullable=True),
     Column("variables", Text, nullable=True),  # values for those of the batch's text (`smsgateway.variables`)
+    # Segments that the cost centre gave back after a receipt, or after the time for one; null: none. What failed or
+    # was cancelled is given back anyway.
+    Column("refunded", Integer, nullable=True),
     PrimaryKeyConstraint("brand_id", "message_id"),
     CheckConstraint("segments > 0", name="message_segments_positive"),
     CheckConstraint("state between 1 and 11", name="message_state_known"),
@@ -683,4 +687,65 @@ alert_mail = Table(
     _moment("created_at"),
     PrimaryKeyConstraint("brand_id", "mail_id"),
     Index("alert_mail_next_at", "next_at", postgresql_where=text("next_at is not null")),
+)
+
+
+def _counter(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+# What became of messages and is not folded into `usage_hour` yet. Written by the statement that makes it true, a row
+# for all messages of that statement that are counted alike; see `smsgateway.store.counting`.
+usage_change = Table(
+    "usage_change",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    Column("change_id", Uuid, nullable=False),
+    _moment("hour"),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),  # MessageState; 0: only a refund
+    Column("counted", Boolean, nullable=False),  # they are counted for the first time
+    Column("refunded", Boolean, nullable=False),  # what they were charged is given back
+    Column("messages", Integer, nullable=False),
+    Column("segments", BigInteger, nullable=False),
+    PrimaryKeyConstraint("brand_id", "change_id"),
+    CheckConstraint("messages > 0 and segments > 0", name="usage_change_positive"),
+)
+
+# What became of the messages that a brand sent in an hour (UTC) of acceptance, as far as they have left their queues;
+# by type and carrier account (empty: none was asked). What is neither delivered, undelivered, expired, failed nor
+# cancelled of `messages` waits for its receipt.
+usage_hour = Table(
+    "usage_hour",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _moment("hour"),
+    Column("sms_type", SmallInteger, nullable=False),
+    _identifier("account"),
+    *(
+        _counter(name)
+        for counted in ("messages", "delivered", "undelivered", "expired", "failed", "cancelled", "refunded")
+        for name in (counted, "segments" if counted == "messages" else f"{counted}_segments")
+    ),
+    PrimaryKeyConstraint("brand_id", "hour", "sms_type", "account"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Different numbers that a brand's messages of a day went to; type 0: of all types. The day is named by its first moment
+# in the installation's time zone. The row of type 0 says as well whether messages came since they were counted.
+usage_day = Table(
+    "usage_day",
+    metadata,
+    Column("brand_id", BigInteger, nullable=False),
+    _moment("day"),
+    Column("sms_type", SmallInteger, nullable=False),
+    Column("recipients", BigInteger, nullable=True),  # null: not counted yet
+    _moment("counted_at", nullable=True),
+    _counter("changes"),  # folds that brought messages
+    _counter("counted_changes"),  # how many of them the count knows
+    _moment("due_at"),
+    PrimaryKeyConstraint("brand_id", "day", "sms_type"),
+    Index("usage_day_due", "due_at", postgresql_where=text("changes <> counted_changes")),
+    postgresql_with={"fillfactor": "70"},
 )

@@ -163,6 +163,9 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
             paging.decode_token(request.page_token), brand_id, "page_token", "must be a next_page_token of this call"
         )
         mobile = asking.listed_mobile(request.mobile)
+        if request.sms_type and request.sms_type not in TYPE_NAMES:
+            raise invalid_fields({"sms_type": "must be verification (1), notification (2), marketing (3), or none"})
+        first, last = asking.listed_time(request)
         try:
             async with asyncio.timeout(self._settings.listing_seconds), self._database.connection() as connection:
                 messages = await listing.list_messages(
@@ -171,6 +174,9 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
                     batch_id=batch_id,
                     state=request.state,
                     mobile=mobile,
+                    sms_type=request.sms_type,
+                    first=first,
+                    last=last,
                     before=before,
                     limit=size + 1,
                 )

@@ -388,6 +388,22 @@ class Settings(BaseSettings):
     )
     http_requests_max: int = Field(1_000, ge=1, le=100_000, description="HTTP requests served at once; beyond it 503")
 
+    # Usage.
+    usage_time_zone: str = Field(
+        "Asia/Shanghai",
+        description="IANA time zone of the days whose recipients are counted, and of usage when a call names none; "
+        "after a change run `smsbill usage --rebuild`",
+    )
+    usage_units_max: int = Field(
+        800,
+        ge=1,
+        le=100_000,
+        description="Hours, days or months of one question about usage; a month has 744 hours, two years 731 days",
+    )
+    usage_brands_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="Brands summed up by one question about usage of all brands"
+    )
+
     # Following batches.
     followers_max: int = Field(
         32, ge=0, le=10_000, description="Calls that follow a batch at once; beyond it RESOURCE_EXHAUSTED at once"
@@ -540,7 +556,7 @@ class Settings(BaseSettings):
             raise ValueError("must be an address such as sms@example.com")
         return value
 
-    @field_validator("alert_time_zone")
+    @field_validator("alert_time_zone", "usage_time_zone")
     @classmethod
     def _check_zone(cls, value: str) -> str:
         if value not in available_timezones():

@@ -29,7 +29,7 @@ from infra.crash_points import REACHED
 from protos.costcenter.v1 import cost_center_admin_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2_grpc
 from scripts import databases
-from smsbill import reconcile
+from smsbill import reconcile, usage_figures
 from smsbill.reconcile import Reconciliation
 from smsgateway.process import GatewayProcess
 from smsgateway.schema import MessageState
@@ -174,6 +174,8 @@ class World:
         url = self.stack.database_url
         whole = Reconciliation(url, url, self.stack.redis_url, progress=lambda *_: None)
         assert await asyncio.wait_for(whole.run(), SECONDS) == []
+        usage = usage_figures.check(url, zone="Asia/Shanghai", progress=lambda *_: None)
+        assert await asyncio.wait_for(usage, SECONDS) == []
 
     async def _ended(self) -> bool:
         rows = await self._outcomes()

@@ -19,6 +19,7 @@ from smsgateway.ledger_client import is_outage
 from smsgateway.outbox_calls import StatusLedger
 from smsgateway.schema import OutboxKind
 from smsgateway.store import outbox
+from smsgateway.store.counting import record_refunds
 from smsgateway.store.outbox import OutboxRow, PutOff
 from workers.backoff import delay_seconds
 from workers.metrics import PARKED, REFUNDED, RETRIES, STAGE_SECONDS, STAGE_SIZE
@@ -88,6 +89,7 @@ class OutboxRelay:
     async def _send(self, rows: Sequence[OutboxRow]) -> None:
         started = time.perf_counter()
         done: list[tuple[int, str]] = []
+        refunds: list[tuple[int, str, int]] = []
         put_off: list[PutOff] = []
         unsettled = 0
         reach("worker.outbox.calling")
@@ -104,10 +106,16 @@ class OutboxRelay:
                 else:
                     done.append((row.brand_id, row.outbox_id))
                     REFUNDED.labels(_NAMES[kind]).inc(getattr(outcome, "refunded", 0))
+                    refunds += outbox_calls.refunds_of(row, outcome)
         reach("worker.outbox.called")
-        if done:
+        if done and refunds:
+            async with self._database.connection() as connection:
+                await outbox.delete(connection, done)
+                await record_refunds(connection, refunds)
+        elif done:
             async with self._database.statement() as connection:
                 await outbox.delete(connection, done)
+        if done:
             reach("worker.outbox.removed")
         if put_off:
             async with self._database.connection() as connection:

@@ -50,6 +50,7 @@ from workers.settings import Settings
 from workers.settlement import Settlement
 from workers.stopping import StopSignal
 from workers.sweepers import Sweepers
+from workers.usage_keeper import UsageKeeper
 from workers.webhook_relay import WebhookRelay
 
 log = structlog.get_logger(__name__)
@@ -278,6 +279,7 @@ class WorkerProcess:
                 settings=settings,
             )
         )
+        self._add_usage(UsageKeeper(database, queues, self.worker_id, settings))
         return accounts
 
     def _add_lanes(
@@ -424,6 +426,11 @@ class WorkerProcess:
         self._loops.add("delayed", sweepers.delayed, interval_seconds=min(1.0, settings.sweep_seconds))
         self._loops.add("clean-up", sweepers.clean_up, interval_seconds=settings.cleanup_seconds)
         self._loops.add("measure", sweepers.measure, interval_seconds=settings.depth_seconds)
+
+    def _add_usage(self, usage: UsageKeeper) -> None:
+        settings = self._settings
+        self._loops.add("usage", usage.fold, interval_seconds=settings.usage_fold_seconds)
+        self._loops.add("usage-recipients", usage.count, interval_seconds=settings.usage_fold_seconds)
 
     async def _renew(self) -> None:
         await asyncio.gather(*(lane.renew() for lane in self._lanes.values()))

@@ -21,6 +21,7 @@ from smsgateway.mobile import mask_mobile
 from smsgateway.queues import RECEIPTS_PER_ENTRY, Queues, ReceiptEntry, ReceiptItem
 from smsgateway.schema import DispatchState, MessageState
 from smsgateway.store import receipts as store
+from smsgateway.store.counting import record_refunds
 from smsgateway.store.receipts import Addressee, Finality, Receipt, ReceiptPutOff, Route
 from smsgateway.store.sending import Acceptance
 from workers.backoff import delay_seconds
@@ -181,20 +182,27 @@ class ReceiptConsumer:
             reach("worker.receipt.decided")
         outcomes = await self._report(matched)
         settled: list[_Matched] = []
+        refunds: list[tuple[int, str, int]] = []
         for item, outcome in zip(matched, outcomes, strict=True):
             if isinstance(outcome, Refusal):
                 put_off.append(self._put_off(item.receipt, f"{outcome.reason}: {outcome.message}", outcome))
             else:
                 settled.append(item)
                 REFUNDED.labels("receipt").inc(outcome.refunded)
+                if outcome.refunded:
+                    refunds.append((item.addressee.brand_id, item.addressee.message_id, outcome.refunded))
         changed: list[tuple[int, str, int, int]] = []
         if settled or noted:
             reach("worker.receipt.reported")
             finals = [_finality(item) for item in settled if item.receipt.state in _FINAL]
-            async with self._database.statement() as connection:
-                changed = await store.settle(
-                    connection, [_item(item.receipt) for item in (*settled, *noted)], _first_per_message(finals)
-                )
+            items_settled = [_item(item.receipt) for item in (*settled, *noted)]
+            if refunds:
+                async with self._database.connection() as connection:
+                    changed = await store.settle(connection, items_settled, _first_per_message(finals))
+                    await record_refunds(connection, refunds)
+            else:
+                async with self._database.statement() as connection:
+                    changed = await store.settle(connection, items_settled, _first_per_message(finals))
             reach("worker.receipt.settled")
         if put_off:
             async with self._database.connection() as connection:

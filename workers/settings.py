@@ -319,6 +319,27 @@ class Settings(gateway_settings.Settings):
     )
     depth_seconds: float = Field(5, gt=0, le=600, description="Time between two measurements of the queues")
 
+    # Usage.
+    usage_fold_seconds: float = Field(
+        2, gt=0, le=600, description="Time between two looks for what usage figures do not hold yet"
+    )
+    usage_fold_page: int = Field(
+        5_000, ge=1, le=100_000, description="Changes folded into usage figures in one transaction, of some 0.1 s"
+    )
+    usage_count_seconds: float = Field(
+        60, gt=0, le=86_400, description="Time between two counts of a brand's recipients of a day that goes on"
+    )
+    usage_count_share: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="Share of the time that counting one day may take: a day of millions is counted less often",
+    )
+    usage_count_days: int = Field(20, ge=1, le=1_000, description="Days whose recipients are counted in one turn")
+    usage_count_hold_seconds: float = Field(
+        600, gt=0, le=86_400, description="How long a count may take before another worker begins it anew"
+    )
+
     # Loops.
     loop_retry_seconds_max: float = Field(
         10, gt=0, le=600, description="Longest wait of a loop that fails before it is tried again"

@@ -176,20 +176,38 @@ async def list_messages(
     state: int = 0,
     mobile: str = "",
     before: str = "",
+    sms_type: int = 0,
+    first: str = "",
+    last: str = "",
     limit: int,
 ) -> list[SeenMessage]:
-    """A brand's messages, newest first; each filter holds unless it is empty. `before` is a message's id."""
+    """A brand's messages, newest first; each filter holds unless it is empty. `before` is a message's id; `first` and
+    `last` (exclusive) are beginnings of ids (`infra.identifiers.time_prefix`).
+    """
     # Conditions are written only where they filter: the planner then finds the index that has the order as well.
     conditions = [
         (batch_id, "and message.batch_id = %(batch)s"),
         (mobile, "and message.mobile = %(mobile)s"),
         (before, "and message.message_id < %(before)s"),
         (state, f"and ({_SEEN}) = %(state)s"),
+        (sms_type, "and message.sms_type = %(type)s"),
+        (first, "and message.message_id >= %(first)s"),
+        (last, "and message.message_id < %(last)s"),
     ]
     query = _SELECT + "\n".join(condition for value, condition in conditions if value)
     cursor = await connection.execute(
         query + "\norder by message.message_id desc limit %(limit)s",
-        {"brand": brand_id, "batch": batch_id, "mobile": mobile, "before": before, "state": state, "limit": limit},
+        {
+            "brand": brand_id,
+            "batch": batch_id,
+            "mobile": mobile,
+            "before": before,
+            "state": state,
+            "type": sms_type,
+            "first": first,
+            "last": last,
+            "limit": limit,
+        },
     )
     return [_seen(row) for row in await cursor.fetchall()]
 

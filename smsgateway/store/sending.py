@@ -21,6 +21,7 @@ from typing import Any
 from infra import arrays
 from infra.database import Connection
 from smsgateway.schema import DispatchState, MessageState, Mode, OutboxKind
+from smsgateway.store.counting import FIGURES, counting
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.telling import TOLD_OF_SENT, telling
 from smsgateway.variables import BETWEEN_RECIPIENTS, unpack_names
@@ -186,9 +187,12 @@ with gone as (
 ), singles as (
   update smsgateway.message as m
   {_MESSAGE_SENT} and gone.batch_id is null and m.message_id = gone.dispatch_id
+  returning m.brand_id, {FIGURES}
 ), batches as (
   update smsgateway.message as m
   {_MESSAGE_SENT} and gone.batch_id is not null and m.dispatch_id = gone.dispatch_id and m.batch_id is not null
+  returning m.brand_id, {FIGURES}
+), counted as ({counting("(select * from singles union all select * from batches) as sent", f"{MessageState.SENT:d}")}
 ), routed as (
   insert into smsgateway.route (account, reference, brand_id, dispatch_id, created_at)
   select gone.account, known.reference, gone.brand_id, gone.dispatch_id, now()

@@ -1,4 +1,5 @@
-"""SQL of telling webhooks: events are written by the statement that makes them true, so neither is without the other.
+"""SQL of telling webhooks, and of counting: events are written by the statement that makes them true, so neither is
+without the other.
 
 There is no look-up before and no cache: the statement joins `smsgateway.webhook` by brand, which costs a probe of an
 index for each message that changes, of an empty index where no brand has a webhook.
@@ -7,6 +8,7 @@ index for each message that changes, of an empty index where no brand has a webh
 from __future__ import annotations
 
 from smsgateway.schema import MessageState
+from smsgateway.store.counting import FIGURES, counting
 
 # An event is written once, however often what it tells of is recorded: its id says it all.
 _INSERT = """
@@ -16,7 +18,7 @@ _INSERT = """
 
 
 def telling(update: str, *, more: str = "", returning: str, before: str = "") -> str:
-    """A statement that changes the state of messages and tells the webhooks that want to hear of it.
+    """A statement that changes the state of messages, counts them and tells the webhooks that want to hear of it.
 
     Parameters: `update` an update of `smsgateway.message as m` without its RETURNING; `more` columns that it returns
     beside brand_id, message_id and state; `returning` what the statement returns of them; `before` further common
@@ -25,8 +27,9 @@ def telling(update: str, *, more: str = "", returning: str, before: str = "") ->
     return f"""
 with {before}changed as (
   {update}
-  returning m.brand_id, m.message_id, m.state, m.result_code, coalesce(m.finished_at, m.sent_at) as happened_at
-            {f", {more}" if more else ""}
+  returning m.brand_id, m.message_id, m.state, m.result_code, coalesce(m.finished_at, m.sent_at) as happened_at,
+            {FIGURES} {f", {more}" if more else ""}
+), counted as ({counting("changed")}
 ), told as ({_INSERT}
   select changed.brand_id, changed.message_id || '-' || changed.state || '-' || webhook.webhook_id, webhook.webhook_id,
          changed.message_id, changed.state, changed.result_code, changed.happened_at, now()

@@ -61,6 +61,7 @@ BY_TIME_OR_STATE = {
     "smsgateway.request_key_created_at",
     "smsgateway.route_created_at",
     "smsgateway.sender_rules_changed_at",
+    "smsgateway.usage_day_due",
     "smsgateway.webhook_event_parked",
 }
 # Texts that are no identifiers: for people, or a carrier's or bank's own words, never looked up.

@@ -970,6 +970,9 @@ class ListMessagesRequest(_message.Message):
     MOBILE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SMS_TYPE_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
     brand_id: _builtins.int
     """The brand."""
     batch_id: _builtins.str
@@ -982,6 +985,12 @@ class ListMessagesRequest(_message.Message):
     """At most 1,000; 0: 100."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: from the newest."""
+    sms_type: _types_pb2.SmsType.ValueType
+    """Only those of this type; not given: all."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Only those accepted before this moment, likewise; not set: all."""
+
     def __init__(
         self,
         *,
@@ -991,10 +1000,12 @@ class ListMessagesRequest(_message.Message):
         mobile: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        sms_type: _types_pb2.SmsType.ValueType = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "brand_id", b"brand_id", "mobile", b"mobile", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "brand_id", b"brand_id", "from", b"from", "mobile", b"mobile", "page_size", b"page_size", "page_token", b"page_token", "sms_type", b"sms_type", "state", b"state", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
