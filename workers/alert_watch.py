@@ -9,12 +9,13 @@ What cannot be seen for now (the cost centre or Redis is away) is not judged, so
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -24,7 +25,7 @@ from infra.database import Connection, Database
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_admin_pb2
 from smsgateway import alerts
-from smsgateway.alert_board import AlertBoard, bucket_of
+from smsgateway.alert_board import AlertBoard, Counts, bucket_of
 from smsgateway.alert_texts import Notice, Text, tell
 from smsgateway.alerts import HOUSE, Alert, AlertKind, Move, Observation, Rule, RuleBook, Verdict
 from smsgateway.queues import Queues
@@ -41,16 +42,19 @@ from workers.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_BRANDS_PER_PAGE = 1_000
+# Few enough to be judged in some milliseconds: messages of this worker wait for no longer than that.
+_BRANDS_PER_PAGE = 250
+_SLICE = 250
 _BRAND_MAX = 2**63 - 1
 # A worker that has told nothing for so many looks, and so many seconds, is gone.
 _FRESH_LOOKS = 3
 _FRESH_SECONDS_MIN = 10.0
 _DELETED_AT_ONCE = 10_000
 # Changes that one transaction makes, each with some letters and events.
-_CHANGES_AT_ONCE = 1_000
+_CHANGES_AT_ONCE = 250
 _BalancePage = cost_center_admin_pb2.ListBalancesResponse
 # What an alert that nothing was seen of is judged by; None: it is not watched any more.
+T = TypeVar("T")
 _Unseen = Callable[[Alert], Observation | None]
 
 
@@ -71,6 +75,12 @@ class _Changes:
     worse: list[Change] = field(default_factory=list)
     recovered: list[tuple[Change, Alert]] = field(default_factory=list)
     withdrawn: list[tuple[Change, Alert]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, where: list[T], change: T) -> None:
+        """Add one, so that they are counted."""
+        where.append(change)
+        self.count += 1
 
 
 class AlertWatch:
@@ -103,7 +113,7 @@ class AlertWatch:
         # Where the next look at balances goes on: a page, and the last brand before it.
         self._balances_from = ("", HOUSE)
         # Outcomes of buckets that nobody adds to any more.
-        self._outcomes: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
+        self._closed: dict[int, Counts] = {}
 
     async def count(self) -> None:
         """Hand on how messages of this process ended. Raises Redis' errors; what was counted is lost then."""
@@ -168,7 +178,8 @@ class AlertWatch:
         kind = AlertKind.FAILURES
         counts = await self._recent_outcomes() if book.watches(kind) else {}
         seen: list[Observation] = []
-        for (brand_id, sms_type), buckets in counts.items():
+        for place, ((brand_id, sms_type), buckets) in enumerate(counts.items()):
+            await _breathe(place)
             rule = book.find(brand_id, kind, sms_type)
             if rule is not None:
                 within = bucket_of(time.time() - rule.minutes * 60)
@@ -188,14 +199,17 @@ class AlertWatch:
         """Outcomes by brand and type: (bucket, (final, failed)) of the longest window."""
         current = bucket_of(time.time())
         first = bucket_of(time.time() - 3_600)
-        # Workers hand on late what they counted, so the bucket before is not closed yet.
-        self._outcomes = {
-            at: self._outcomes[at] if at in self._outcomes and at < current - 1 else await self._board.outcomes(at)
-            for at in range(first, current + 1)
-        }
+        self._closed = {at: counts for at, counts in self._closed.items() if at >= first}
+        recent: dict[int, Counts] = {}
+        for at in range(first, current + 1):
+            recent[at] = self._closed[at] if at in self._closed else await self._board.outcomes(at)
+            # Another worker's clock may be a little behind.
+            if at < current - 1:
+                self._closed[at] = recent[at]
         found: defaultdict[tuple[int, int], list[tuple[int, tuple[int, int]]]] = defaultdict(list)
-        for at, counts in self._outcomes.items():
-            for key, count in counts.items():
+        for at, counts in recent.items():
+            for place, (key, count) in enumerate(counts.items()):
+                await _breathe(place)
                 found[key].append((at, count))
         return found
 
@@ -285,41 +299,46 @@ class AlertWatch:
         async with self._database.connection() as connection:
             current = {alert.key: alert for alert in await store.current(connection, kinds, after=after, last=last)}
         changes = _Changes()
-        count = 0
-        for observation in seen:
-            count += self._sort(changes, current.pop(observation.key, None), observation, now)
-            if count >= _CHANGES_AT_ONCE:
-                await self._write(changes, now)
-                changes, count = _Changes(), 0
+        for place, observation in enumerate(seen):
+            await _breathe(place)
+            self._sort(changes, current.pop(observation.key, None), observation, now)
+            changes = await self._write_many(changes, now)
         for alert in current.values():
             judged = unseen(alert)
             if judged is not None:
                 self._sort(changes, alert, judged, now)
             elif alert.opened_at is None:
-                changes.dropped.append(_change_of(alert))
+                changes.add(changes.dropped, _change_of(alert))
             else:
-                changes.withdrawn.append((_change_of(alert), alert))
+                changes.add(changes.withdrawn, (_change_of(alert), alert))
+            changes = await self._write_many(changes, now)
         await self._write(changes, now)
 
-    def _sort(self, changes: _Changes, alert: Alert | None, seen: Observation, now: datetime) -> bool:
-        """Add what an observation changes; whether it changes anything."""
+    async def _write_many(self, changes: _Changes, now: datetime) -> _Changes:
+        """Write changes once they are many; where the next ones are added."""
+        if changes.count < _CHANGES_AT_ONCE:
+            return changes
+        await self._write(changes, now)
+        return _Changes()
+
+    def _sort(self, changes: _Changes, alert: Alert | None, seen: Observation, now: datetime) -> None:
+        """Add what an observation changes."""
         move = alerts.move(alert, seen.verdict, now, seen.rule.hold)
         if move is Move.NOTHING:
-            return False
+            return
         if alert is None:
             alert_id = self._identifiers.new(seen.brand_id, int(now.timestamp() * 1_000))
-            changes.begun.append((_change_to(seen, alert_id, seen.rule), move is Move.OPEN_NEW))
+            changes.add(changes.begun, (_change_to(seen, alert_id, seen.rule), move is Move.OPEN_NEW))
         elif move is Move.OPEN:
-            changes.opened.append((_change_to(seen, alert.alert_id, seen.rule), alert))
+            changes.add(changes.opened, (_change_to(seen, alert.alert_id, seen.rule), alert))
         elif move is Move.DROP:
-            changes.dropped.append(_change_of(alert))
+            changes.add(changes.dropped, _change_of(alert))
         elif move is Move.EASE:
-            changes.eased.append(_change_of(alert))
+            changes.add(changes.eased, _change_of(alert))
         elif move is Move.WORSEN:
-            changes.worse.append(_change_of(alert))
+            changes.add(changes.worse, _change_of(alert))
         else:
-            changes.recovered.append((_change_to(seen, alert.alert_id, alert), alert))
-        return True
+            changes.add(changes.recovered, (_change_to(seen, alert.alert_id, alert), alert))
 
     async def _write(self, changes: _Changes, now: datetime) -> None:
         """Write changes and, of those that this process made, what people are told."""
@@ -372,6 +391,8 @@ class AlertWatch:
                     (change.brand_id, f"{change.alert_id}-{kind}-{recipient}", recipient, text.title, text.body)
                     for recipient in change.recipients
                 ]
+            elif change.recipients:
+                log.error("alert not told by mail: SMSBILL_SMTP_HOST is not set", alert_id=change.alert_id)
         if events:
             await webhooks.tell_alerts(connection, events)
         if letters:
@@ -425,6 +446,12 @@ class _BalancesSeen:
         if alert.kind is not AlertKind.EXPIRING or rule is None or status == cost_center_admin_pb2.BRAND_STATUS_CLOSED:
             return None
         return Observation(alert.brand_id, alert.kind, alert.subject, Verdict.GOOD, rule)
+
+
+async def _breathe(place: int) -> None:
+    """Let others go on after each slice of what may be long."""
+    if place % _SLICE == _SLICE - 1:
+        await asyncio.sleep(0)
 
 
 def _not_watched(_: Alert) -> None:

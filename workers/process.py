@@ -33,7 +33,6 @@ from smsgateway.replies_intake import ReplyIntake
 from smsgateway.schema import Mode
 from smsgateway.settling import MessageSettler
 from workers.accounts import Account, Accounts, connections_of
-from workers.alert_mailer import AlertMailer
 from workers.alert_watch import AlertWatch
 from workers.balance import BalanceWatch
 from workers.lane import Lane
@@ -402,6 +401,9 @@ class WorkerProcess:
         self._loops.add("alerts", watch.step, interval_seconds=settings.alert_seconds)
         self._loops.add("alert-counts", watch.count, interval_seconds=settings.alert_count_seconds)
         if settings.smtp_host:
+            # The mail libraries are for those who send mail: every worker's start would pay for them.
+            from workers.alert_mailer import AlertMailer  # noqa: PLC0415
+
             mailer = AlertMailer(database, settings)
             self._loops.add("alert-mail", mailer.step, interval_seconds=settings.mail_poll_seconds)
 

@@ -267,10 +267,10 @@ class Settings(gateway_settings.Settings):
         30, gt=0, le=3_600, description="Time between two looks for what people are to be alerted of; one worker looks"
     )
     alert_brand_pages_max: int = Field(
-        100,
+        400,
         ge=1,
         le=100_000,
-        description="Pages of 1,000 brands whose balances one look judges; the next goes on after them",
+        description="Pages of 250 brands whose balances one look judges; the next goes on after them",
     )
     alert_count_seconds: float = Field(
         5, gt=0, le=300, description="How often a worker adds to the counts of failures, where a rule watches them"

@@ -93,6 +93,18 @@ def test_a_batch_is_followed_and_a_webhook_is_set_up(stack: Stack, folder: Path)
     assert stack.ok("replies", "--brand", "0") == []
 
 
+def test_a_rule_of_alerts_is_put_and_balances_are_listed(stack: Stack) -> None:
+    """Aim: what is not given is the kind's default; what is wrong is named with a next step; nothing is left."""
+    of_type = ("failures", "--brand", "1", "--type", "marketing")
+    rule = stack.ok("alert", "put", *of_type, "--percent", "40")
+    assert (rule["kind"], rule["sms_type"], rule["percent"], rule["minutes"]) == ("failures", "marketing", 40, 15)
+    refused = stack.run("alert", "put", "low-balance", "--mail", "ops@example.com", "--json")
+    assert (refused.code, "set SMSBILL_SMTP_*" in refused.line) == (1, True)
+    assert stack.ok("alert", "remove", *of_type)["removed"]
+    (balance, *_) = stack.ok("brand", "balances")
+    assert (balance["brand_id"], balance["status"], balance["available"] > 0) == (1, "active", True)
+
+
 def test_a_file_that_is_no_csv_sends_nothing(stack: Stack, folder: Path) -> None:
     """Aim: a malformed file is refused whole with its line, and neither a message nor a freeze is left."""
     path = folder / "bad.csv"

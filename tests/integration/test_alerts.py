@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import grpc.aio
@@ -18,7 +19,7 @@ import pytest
 import pytest_asyncio
 from gateway_harness import eventually
 from google.protobuf.timestamp_pb2 import Timestamp
-from mail_server import MailServer, mail_server
+from mail_server import PASSWORD, USER, MailServer, mail_server, make_certificate
 from redis.asyncio import Redis
 from webhook_receiver import Receiver, receiver
 from worker_harness import ADMIN, BRAND, GRANTED, OTHER_BRAND, ScriptedCarrier, Stack, Tools, running_stack, tools
@@ -31,11 +32,12 @@ from infra.paging import encode_token
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from protos.smsgateway.v1 import alerts_pb2, alerts_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
 from scripts import databases
-from smsgateway.alert_board import AlertBoard
+from smsgateway.alert_board import BUCKET_SECONDS, AlertBoard
 from smsgateway.carriers.base import CallOutcome, Verdict
 from smsgateway.queues import open_redis
 from smsgateway.store import alerts as store
 from smsgateway.store import webhooks as webhook_store
+from workers import alert_watch
 from workers.alert_mailer import AlertMailer
 from workers.alert_watch import AlertWatch
 from workers.outcomes import OUTCOMES
@@ -56,7 +58,8 @@ QUICK: dict[str, Any] = {
     "mail_poll_seconds": 0.05,
     "mail_retry_base_seconds": 0.01,
     "smtp_host": "127.0.0.1",
-    "smtp_tls": "none",
+    "smtp_user": USER,
+    "smtp_password": PASSWORD,
     "smtp_from": "sms@example.com",
 }
 
@@ -144,10 +147,15 @@ class Stage:
         await relay.step()
         await relay.close(10)
 
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """What the brand's webhooks were told of alerts."""
+        return [each for each in self.brand.taken if each["type"].startswith("alert.")]
+
     def heard(self) -> tuple[list[str], list[str], int]:
-        """What the house's webhook and the brand's were told, and how many letters came."""
-        return ([each["type"] for each in self.house.taken], [each["type"] for each in self.brand.taken],
-                len(self.mail.letters))  # fmt: skip
+        """What the house's webhooks and the brand's were told of alerts, and how many letters came."""
+        of_house, of_brand = ([each["type"] for each in told] for told in (self.house.taken, self.told))
+        return of_house, of_brand, len(self.mail.letters)
 
     async def leave(self, brand_id: int, segments: int) -> None:
         """Have a brand own so many segments."""
@@ -178,18 +186,25 @@ class Shared:
         request = admin_pb.PutBrandRequest(brand_id=brand_id, **fields)
         await self.stack.admin.PutBrand(request, metadata=bearer(ADMIN), timeout=20)
 
-    async def put_webhook(self, brand_id: int, url: str) -> None:
-        """A webhook that is told of alerts."""
-        request = webhooks_pb2.PutWebhookRequest(brand_id=brand_id, url=url, alerts=True)
-        await self.webhooks.PutWebhook(request, metadata=bearer(ADMIN), timeout=20)
+    async def put_webhooks(self, brand_id: int, url: str) -> None:
+        """A webhook that is told of alerts, and one that is not."""
+        for name, alerts in (("main", True), ("plain", False)):
+            request = webhooks_pb2.PutWebhookRequest(brand_id=brand_id, webhook_id=name, url=url, alerts=alerts)
+            await self.webhooks.PutWebhook(request, metadata=bearer(ADMIN), timeout=20)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(servers: EmbeddedServers, database_template: str) -> AsyncIterator[Shared]:
+async def shared(
+    servers: EmbeddedServers, database_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Shared]:
     redis_url = servers.redis_url.replace("db=0", "db=2")
-    with databases.fresh(servers.database_url, database_template) as url:
+    folder = tmp_path_factory.mktemp("mail")
+    certificate = make_certificate(folder)
+    with databases.fresh(servers.database_url, database_template) as url, pytest.MonkeyPatch.context() as patch:
+        # As an installation trusts an authority of its own.
+        patch.setenv("SSL_CERT_FILE", str(folder / "certificate.pem"))
         async with (
-            mail_server() as mail,
+            mail_server(certificate) as mail,
             receiver() as house,
             receiver() as brand,
             running_stack(url, redis_url, **QUICK, smtp_port=mail.port) as stack,
@@ -199,7 +214,7 @@ async def shared(servers: EmbeddedServers, database_template: str) -> AsyncItera
         ):
             webhooks = webhooks_pb2_grpc.WebhooksStub(channel)
             made = Shared(stack, parts, mail, house, brand, alerts_pb2_grpc.AlertsStub(channel), webhooks, redis)
-            await made.put_webhook(0, house.url)
+            await made.put_webhooks(0, house.url)
             for brand_id in (BRAND, OTHER_BRAND):
                 await made.put_brand(brand_id, status=3)
             yield made
@@ -223,7 +238,7 @@ async def stage(shared: Shared) -> AsyncIterator[Stage]:
     )
     for brand_id in (made.brand_id, made.other):
         await shared.stack.grant(brand_id)
-    await shared.put_webhook(made.brand_id, shared.brand.url)
+    await shared.put_webhooks(made.brand_id, shared.brand.url)
     yield made
     for brand_id in (made.brand_id, made.other):
         await shared.put_brand(brand_id, status=3)
@@ -267,10 +282,12 @@ async def test_a_drained_brand_is_told_once_and_so_is_its_recovery(
         with pytest.raises(KilledError):
             await stage.watch().step()
     assert await stage.listed() == []
-    # Two processes that both believe to be on duty.
+    # Two processes that both believe to be on duty, and have both seen that nothing is open.
     with monkeypatch.context() as patch:
         patch.setattr(AlertWatch, "_on_duty", _always)
-        await asyncio.gather(stage.watch(worker="w1").step(), stage.watch(worker="w2").step())
+        patch.setattr(AlertWatch, "_write", _together(asyncio.Barrier(2), AlertWatch._write))
+        async with asyncio.timeout(20):
+            await asyncio.gather(stage.watch(worker="w1").step(), stage.watch(worker="w2").step())
     # Killed before it is recorded that the mail server has the letter.
     with monkeypatch.context() as patch:
         patch.setattr(store, "mail_sent", _killed)
@@ -306,7 +323,7 @@ async def test_a_drained_brand_is_told_once_and_so_is_its_recovery(
 
 
 def _check_opened(stage: Stage, letter: Any) -> None:
-    (event,) = stage.brand.taken
+    (event,) = stage.told
     assert (event["brand_id"], event["kind"], event["state"]) == (stage.brand_id, "low_balance", "opened")
     assert event["figures"]["available"] == 60
     assert stage.house.taken[0]["alert_id"] == event["alert_id"]
@@ -330,6 +347,17 @@ async def _killed(*_: Any, **__: Any) -> None:
 
 async def _always(_: AlertWatch) -> bool:
     return True
+
+
+def _together(barrier: asyncio.Barrier, write: Any) -> Any:
+    """Writing that begins once two have something to write."""
+
+    async def wait(watch: AlertWatch, changes: Any, now: Any) -> None:
+        if changes.count:
+            await barrier.wait()
+        await write(watch, changes, now)
+
+    return wait
 
 
 async def test_rules_of_brands_types_and_the_house(stage: Stage) -> None:
@@ -390,6 +418,23 @@ async def test_rules_of_brands_types_and_the_house(stage: Stage) -> None:
 async def _grant_until(stage: Stage, *, hours: int) -> int:
     grant = admin_pb.GrantAdjustment(segments=50, expires_at=Timestamp(seconds=int(time.time()) + hours * 3_600))
     return await stage.stack.adjust(stage.brand_id, request_id=f"until-{hours}", grant=grant)
+
+
+async def test_counts_of_a_part_that_is_over_are_read_once_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted after a look at the part of time that was the current one then is not forgotten."""
+    await stage.put(FAILURES, percent=50, count=10, minutes=60)
+    now = [time.time()]
+    monkeypatch.setattr(alert_watch, "time", SimpleNamespace(time=lambda: now[0], time_ns=time.time_ns))
+    watch = stage.watch()
+    await stage.board.add_outcomes({(stage.brand_id, 1): (5, 5)}, now=now[0])
+    await watch.step()
+    await stage.board.add_outcomes({(stage.brand_id, 1): (5, 5)}, now=now[0])
+    now[0] += 3 * BUCKET_SECONDS
+    for _ in range(2):
+        await asyncio.sleep(0.002)
+        await watch.step()
+    (alert,) = await stage.listed(kind=FAILURES)
+    assert {figure.name: figure.value for figure in alert.figures}["final"] == "10"
 
 
 async def _make_queues_older(stage: Stage) -> None:
@@ -554,7 +599,7 @@ async def test_workers_do_all_of_it(stage: Stage) -> None:
         ("alert.opened", "failures"),
         ("alert.recovered", "carrier_down"),
     ]
-    assert [each["kind"] for each in stage.brand.taken] == ["failures"]
+    assert [each["kind"] for each in stage.told] == ["failures"]
     assert len({each["id"] for each in stage.house.taken}) == 3
 
 
