@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-long prove chaos chaos-honest lint protos docs bench lock clean
+.PHONY: help run demo test test-long prove chaos chaos-honest lint protos docs screenshots bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -63,6 +63,9 @@ protos: $(VENV)/.dev ## Generate the stubs from protos/**/*.proto
 
 docs: $(VENV)/.dev ## Generate docs/rpcs.md, docs/settings.md and the list of metrics
 	$(BIN)/python scripts/generate_docs.py
+
+screenshots: $(VENV)/.dev ## Take docs/screenshots/*.png of the console from a running demo
+	$(BIN)/python -m scripts.screenshots
 
 bench: $(VENV)/.bench ## Measure every goal of docs/performance.md, an hour (ARGS=--quick: two minutes)
 	$(BIN)/python -m bench $(ARGS)

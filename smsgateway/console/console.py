@@ -6,14 +6,14 @@ import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import grpc
 import grpc.aio
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +40,9 @@ from smsgateway.console.sessions import Session, Sessions, csrf_token
 from smsgateway.console.visitors import Visitor, from_own_page, visitor
 from smsgateway.console.words import LANGUAGES, WORDS, Words, preferred
 from smsgateway.settings import Settings
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 log = structlog.get_logger(__name__)
 
@@ -179,7 +182,17 @@ class Console:
             CampaignsStub(channel),
             RoutingStub(channel),
         )
-        self._templates = Environment(
+
+    async def close(self) -> None:
+        """Close the way to the cost centre."""
+        await self._channel.close()
+
+    @cached_property
+    def _templates(self) -> Environment:
+        # Slow to import, and not needed before somebody looks.
+        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
+        templates = Environment(
             loader=PackageLoader("smsgateway.console"),
             autoescape=True,
             undefined=StrictUndefined,
@@ -187,17 +200,14 @@ class Console:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.filters |= {"moment": moment, "grouped": grouped, "path": _quoted}
-        self._templates.globals |= {
+        templates.filters |= {"moment": moment, "grouped": grouped, "path": _quoted}
+        templates.globals |= {
             "asset": self.assets.paths.__getitem__,
-            "refresh_seconds": settings.console_refresh_seconds,
+            "refresh_seconds": self.settings.console_refresh_seconds,
             "languages": LANGUAGES,
             "Role": Role,
         }
-
-    async def close(self) -> None:
-        """Close the way to the cost centre."""
-        await self._channel.close()
+        return templates
 
     # Who asks, and with what.
 

@@ -13,9 +13,6 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from infra.authorization import Authenticator, Principal
 from infra.database import Database
 from infra.errors import Refusal
@@ -118,11 +115,17 @@ def _derived(secret: str, purpose: bytes) -> bytes:
 
 
 def _seal(secret: str, token: str) -> bytes:
+    # Slow to import, and not needed before somebody signs in.
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + AESGCM(_derived(secret, b"seal")).encrypt(nonce, token.encode(), _derived(secret, b"row"))
 
 
 def _unseal(secret: str, sealed: bytes) -> str | None:
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
     key = AESGCM(_derived(secret, b"seal"))
     try:
         return key.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _derived(secret, b"row")).decode()
