@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 from smsgateway.console import (
     audit_pages,
     brand_forms,
+    control_pages,
     home_pages,
     parked_pages,
     sale_pages,
@@ -16,7 +17,7 @@ from smsgateway.console import (
 from smsgateway.console.console import Console, app_routes
 
 # Who adds pages adds its module here.
-PAGES = (home_pages, brand_forms, sale_pages, parked_pages, token_pages, audit_pages)
+PAGES = (home_pages, brand_forms, sale_pages, control_pages, parked_pages, token_pages, audit_pages)
 OPEN_PAGES = (sign_in_pages,)
 
 

@@ -62,6 +62,9 @@ class Action(enum.StrEnum):
     BATCH_CANCEL = "batch cancel"
     BATCH_PAUSE = "batch pause"
     BATCH_RESUME = "batch resume"
+    CAMPAIGN_CANCEL = "campaign cancel"
+    CAMPAIGN_PAUSE = "campaign pause"
+    CAMPAIGN_RESUME = "campaign resume"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from console_harness import Browser, browser, signed_in
-from gateway_harness import BRAND, OTHER_BRAND, Gateway, eventually, running_gateway
+from gateway_harness import BRAND, OTHER_BRAND, Gateway, eventually, numbers, running_gateway
 from ledger_harness import BOOTSTRAP_SECRET, Ledger
 
 from infra.authorization import Role
@@ -195,6 +195,33 @@ async def test_parked_work(house: House) -> None:
     assert (await house.operator.get("/parked?kind=receipt")).status == 403
     for kind in ("outbox", "webhook"):
         assert (await house.operator.get(f"/parked?kind={kind}")).status == 200
+
+
+async def test_batches_and_campaigns(house: House) -> None:
+    """Paused, resumed and cancelled by an operator of the brand, and by nobody else's."""
+    sender = await house.ledger.create_token([Role.SENDER])
+    mine = await house.gateway.send_batch(numbers(3), token=sender, campaign_id="autumn")
+    other = await house.gateway.send_batch(numbers(3), token=sender, brand_id=OTHER_BRAND)
+    path = f"/control?batch={mine.batch_id}"
+    for what, messages in (("pause", "3"), ("resume", "3")):
+        page = await house.operator.send(path, what=what, reason="a wrong link")
+        assert f'told-messages">{messages}<' in page.text
+    for what in ("pause", "resume", "cancel"):
+        page = await house.operator.send(f"/control?brand={BRAND}&campaign=autumn", what=what, reason="a wrong link")
+        assert 'told-messages">3<' in page.text
+    assert [line[:2] for line in await house.log()] == [
+        ("batch pause", 2), ("batch resume", 2), ("campaign pause", 2), ("campaign resume", 2), ("campaign cancel", 2)
+    ]  # fmt: skip
+    csrf = await house.operator.csrf()
+    fields = {"csrf": csrf, "request_id": "r1", "what": "cancel", "reason": "not mine", "batch": other.batch_id}
+    assert (await house.operator.post("/control", fields)).status == 403
+    assert (await house.operator.get(f"/control?batch={other.batch_id}")).status == 403
+    for unknown in ("batch=x", f"brand={BRAND}", "campaign=x", ""):
+        assert (await house.operator.get(f"/control?{unknown}")).status == 404, unknown
+    fields = {**fields, "batch": "", "brand": str(BRAND), "campaign": "nothing"}
+    page = await house.operator.post("/control", fields)
+    assert (page.status, page.reason) == (404, "CAMPAIGN_NOT_FOUND")
+    assert (await house.gateway.batch(other.batch_id, token=sender)).cancelled is False
 
 
 async def test_a_viewer_changes_nothing(house: House) -> None:

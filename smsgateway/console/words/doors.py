@@ -53,6 +53,12 @@ CHINESE = {
     "batch cancel": "取消批次",
     "batch pause": "暂停批次",
     "batch resume": "恢复批次",
+    "campaign cancel": "取消活动",
+    "campaign pause": "暂停活动",
+    "campaign resume": "恢复活动",
+    "batch": "批次",
+    "campaign": "活动",
+    "messages": "短信数",
     "package": "套餐包",
     "order": "订单",
     "expires": "到期",
@@ -153,6 +159,15 @@ CHINESE = {
     "finance": "财务",
     "admin": "管理员",
     "operator": "运维",
+    # Batches and campaigns.
+    "Control a batch": "控制批次",
+    "Control a campaign": "控制活动",
+    "Pause": "暂停",
+    "Resume": "恢复",
+    "Cancel": "取消",
+    "What is with the carrier already is not called back; cancelled messages give their segments back.": (
+        "已交给运营商的短信不会撤回；取消的短信会退回条数。"
+    ),
     # Parked work.
     "Parked work": "搁置任务",
     "Kinds": "种类",
@@ -208,4 +223,7 @@ CHINESE = {
     "AMOUNT_MISMATCH": "金额与订单不符",
     "IDEMPOTENCY_CONFLICT": "该请求编号已用于其他内容",
     "TOKEN_NOT_FOUND": "没有这个令牌",
+    "BATCH_NOT_FOUND": "没有这个批次",
+    "CAMPAIGN_NOT_FOUND": "没有这个活动",
+    "CAMPAIGN_CANCELLED": "活动已取消",
 }
