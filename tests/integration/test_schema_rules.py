@@ -108,10 +108,11 @@ _FOREIGN_KEYS = "select conname from pg_constraint where contype = 'f' and conna
 _TEXTS = """
 select table_schema || '.' || table_name, column_name, collation_name from information_schema.columns
 where table_schema = any(%s) and data_type = 'text' and table_name <> 'alembic_version'
+  and table_name not like 'report\\_%%'
 """
 _OTHERS = """
 select table_schema || '.' || table_name, column_name, data_type from information_schema.columns
-where table_schema = any(%s) and table_name <> 'alembic_version'
+where table_schema = any(%s) and table_name <> 'alembic_version' and table_name not like 'report\\_%%'
 """
 _PROGRAMS = """
 select 'trigger ' || t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid
@@ -250,7 +251,9 @@ def _definition(url: str, schema: str) -> list[list[tuple[Any, ...]]]:
     queries = [
         "select table_name, column_name, ordinal_position, data_type, is_nullable, column_default, collation_name,"
         " generation_expression from information_schema.columns"
-        " where table_schema = %s and table_name <> 'alembic_version' order by 1, 3",
+        # Views are not among the models; they hold nothing.
+        " where table_schema = %s and table_name <> 'alembic_version' and table_name not like 'report\\_%%'"
+        " order by 1, 3",
         "select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint"
         " where connamespace = %s::regnamespace and conrelid::regclass::text not like '%%.alembic_version'"
         " order by 1, 2",
