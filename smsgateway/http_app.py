@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 import structlog
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Mount
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.database import TRANSIENT
@@ -37,14 +38,17 @@ def gateway_app(
     replies: tuple[Callback, ReplyIntake] | None = None,
     find: Callable[[str], ReceiptCallback | None] = lambda _: None,
     console: ASGIApp | None = None,
+    grafana: ASGIApp | None = None,
 ) -> ASGIApp:
     """The gateway's HTTP app. Without a `callback` of the `carrier` chosen there is no path for its receipts, without
     `replies` none for them.
 
     Parameters: `find` the callback of another path, such as ``/callbacks/<kind>/<account>/report``; `console` what is
-    at every path that nothing else has.
+    at every path that nothing else has; `grafana` what is below ``/grafana``.
     """
     routes: list[BaseRoute] = [*observability_routes("SMS gateway", checks, watchdog)]
+    if grafana is not None:
+        routes += [Route("/grafana", _to_grafana), Mount("/grafana", app=grafana)]
     if console is not None:
         routes = [route for route in routes if getattr(route, "path", "") != "/"]
         routes.append(Mount("/", app=console))
@@ -75,6 +79,10 @@ def gateway_app(
             await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
 
     return app
+
+
+async def _to_grafana(_request: Request) -> Response:
+    return RedirectResponse("/grafana/", 308)
 
 
 class ReceiptCallback:

@@ -48,6 +48,8 @@ from smsgateway.console.app import console_app
 from smsgateway.console.console import Console
 from smsgateway.dispatch_queue import DispatchQueue
 from smsgateway.following import BatchFollower
+from smsgateway.grafana.app import GrafanaApp
+from smsgateway.grafana.reading import GrafanaReader
 from smsgateway.http_app import gateway_app
 from smsgateway.ledger_client import LedgerClient
 from smsgateway.parked import ParkedWork
@@ -170,6 +172,7 @@ class GatewayProcess:
         services = _Services(settings, database, ledger, service, campaigns)
         server = services.server()
         pages = self._console(services, database, redis, identifiers)
+        grafana = self._grafana(database, ledger)
         _warn_of_no_account(settings, kind)
         reply_callback = kind.reply_callback(settings)
         http = HttpServer(
@@ -183,6 +186,7 @@ class GatewayProcess:
                 None if reply_callback is None else (reply_callback, replies),
                 accounts.find,
                 pages,
+                grafana,
             ),
             settings.http_address,
             requests_max=settings.http_requests_max,
@@ -196,6 +200,12 @@ class GatewayProcess:
         stack.callback(follower.stop)
         self.http_port, self.grpc_port = http.port, server.port
         log.info("gateway serves", grpc_port=self.grpc_port, http_port=self.http_port)
+
+    def _grafana(self, database: Database, ledger: LedgerClient) -> ASGIApp:
+        reader = GrafanaReader(UsageReader(database, self._settings), self._settings)
+        self._stack.push_async_callback(reader.close)
+        authenticator = Authenticator(ledger.check_token, keep_seconds=self._settings.token_keep_seconds)
+        return GrafanaApp(reader, authenticator, self._settings).app()
 
     def _console(
         self, services: _Services, database: Database, redis: Any, identifiers: IdentifierSource

@@ -404,6 +404,21 @@ class Settings(BaseSettings):
         100_000, ge=1, le=1_000_000, description="Brands summed up by one question about usage of all brands"
     )
 
+    # What Grafana reads as JSON.
+    grafana_points_max: int = Field(
+        1_000, ge=1, le=10_000, description="Points of a series at most; a wide screen has some 2,000 pixels"
+    )
+    grafana_targets_max: int = Field(20, ge=1, le=1_000, description="Targets of one query at most")
+    grafana_rows_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Brands, packages or balances that are listed at most"
+    )
+    grafana_search_brands: int = Field(
+        20, ge=0, le=1_000, description="Brands whose targets a search lists; others can be typed"
+    )
+    grafana_bytes_max: int = Field(
+        65_536, ge=1_024, le=1_048_576, description="Largest body of a question; Grafana's have some 2 kB"
+    )
+
     # Following batches.
     followers_max: int = Field(
         32, ge=0, le=10_000, description="Calls that follow a batch at once; beyond it RESOURCE_EXHAUSTED at once"

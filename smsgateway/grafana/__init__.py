@@ -1,0 +1,1 @@
+"""What Grafana asks for as JSON: balances, packages and usage of brands."""
