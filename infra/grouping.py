@@ -10,10 +10,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from typing import Generic, TypeVar
 
 import structlog
 
+from infra import tracing
 from infra.errors import overloaded, unavailable
 from infra.heartbeat import Heartbeat
 
@@ -84,6 +86,9 @@ class Grouper(Generic[T, R]):
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._waiting_weight = 0
         self._heartbeat = heartbeat
+        self._spans = tracing.active()
+        # With traces: the context of each that waits.
+        self._contexts: dict[asyncio.Future[R], Context] = {}
         # With the moment of its start; the oldest is first.
         self._groups: dict[asyncio.Task[None], float] = {}
         self._scheduled = False
@@ -121,6 +126,8 @@ class Grouper(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))
+        if self._spans is not None:
+            self._contexts[future] = copy_context()
         self._waiting_weight += self._weight_of(item)
         if not self._scheduled and len(self._groups) < self._in_flight_max:
             # Not now but after what is ready to run: callers that wake together share a group.
@@ -147,7 +154,7 @@ class Grouper(Generic[T, R]):
             group = self._take()
             if group:
                 self._started_weight = sum(self._weight_of(item) for item, _ in group)
-                task = asyncio.ensure_future(self._work(group))
+                task = asyncio.ensure_future(self._work(group)) if self._spans is None else self._traced(group)
                 self._groups[task] = time.monotonic()
                 self._tell_life()
                 task.add_done_callback(self._finished)
@@ -177,9 +184,25 @@ class Grouper(Generic[T, R]):
                 if group and weight > self._group_max:
                     break
                 group.append((item, future))
+            elif self._contexts:
+                self._contexts.pop(future, None)
             self._waiting.popleft()
             self._waiting_weight -= item_weight
         return group
+
+    def _traced(self, group: list[tuple[T, asyncio.Future[R]]]) -> asyncio.Task[None]:
+        """Work on a group in the trace of its first item that has one."""
+        spans, contexts = self._spans, [self._contexts.pop(future, None) for _, future in group]
+        assert spans is not None
+        leader = spans.leader(contexts)
+        if leader is None:
+            return asyncio.ensure_future(self._work(group))
+
+        async def work() -> None:
+            with spans.group(self._name, contexts):
+                await self._work(group)
+
+        return asyncio.get_running_loop().create_task(work(), context=leader.copy())
 
     def _weight_of(self, item: T) -> int:
         return 1 if self._weigh is None else self._weigh(item)

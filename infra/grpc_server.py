@@ -17,6 +17,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
+from infra import tracing
 from infra.authorization import Authenticator, Principal, Role, set_principal
 from infra.database import TRANSIENT
 from infra.errors import Refusal, StartError, unavailable
@@ -81,6 +82,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         else:
             behaviour = cast(Handler, handler.stream_unary or handler.unary_unary)
             serve = self._serve(method, behaviour)
+            spans = tracing.active()
+            if spans is not None:
+                serve = spans.served(method, serve)
             make = (
                 grpc.stream_unary_rpc_method_handler
                 if handler.request_streaming
@@ -306,9 +310,13 @@ def open_channel(settings: BaseSettings, target: str) -> grpc.aio.Channel:
         ("grpc.http2.ping_timeout_ms", keepalive),
     ]
     authorities = settings.grpc_tls_ca or settings.grpc_tls_certificate
+    spans = tracing.active()
+    interceptors = None if spans is None else spans.client_interceptors()
     if authorities is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(_read(authorities)), options=options)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(
+        target, grpc.ssl_channel_credentials(_read(authorities)), options=options, interceptors=interceptors
+    )
 
 
 def bearer(secret: str) -> tuple[tuple[str, str], ...]:

@@ -103,6 +103,18 @@ class BaseSettings(EnvironmentSettings):
         description="A loop or thread that has not turned for so long, beyond its own interval, makes its process not "
         "ready; longer than any call and transaction takes",
     )
+    otlp_endpoint: str = Field(
+        "",
+        description="OTLP receiver of traces (HTTP), such as http://localhost:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT,"
+        " and without that no traces",
+    )
+    trace_ratio: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="Part of the traces that begin here and are kept; what a caller traces is traced. A message has"
+        " some ten spans: at thousands a second keep a hundredth",
+    )
     crash_point: str = Field(
         "",
         description="For tests alone: a name of crash-points.md, with :<n> for the n-th arrival; the process that"

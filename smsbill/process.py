@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 import uvloop
 
+from infra import tracing
 from infra.settings import BaseSettings
 from infra.telemetry import configure_logging
 from smsbill import crash_points
@@ -28,6 +29,9 @@ LOG_FILE = "SMSBILL_LOG_FILE"
 # database's whole answer takes.
 SWITCH_SECONDS = 0.0005
 
+
+# How long a stopping process tries to hand over its last traces.
+_TRACES_SECONDS = 2.0
 
 # Objects allocated more than freed before a young collection; young before a middle one; middle before an old one.
 _COLLECTOR_THRESHOLDS = (10_000, 20, 50)
@@ -59,6 +63,7 @@ def run(
     if threads:
         sys.setswitchinterval(SWITCH_SECONDS)
     configure_logging(name, level=settings.log_level, log_format=settings.log_format)
+    tracing.start(name, settings)
     crash_points.arm(settings.crash_point)
     uvloop.run(_serve(name, settings, service, report))
 
@@ -91,6 +96,7 @@ async def _serve(
     await stopping
     end_by_force_after(settings.drain_seconds + STOP_MARGIN_SECONDS)
     await service.stop()
+    await asyncio.to_thread(tracing.stop, _TRACES_SECONDS)
     log.info("stopped")
 
 

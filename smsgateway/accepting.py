@@ -15,6 +15,7 @@ from datetime import datetime
 
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal, idempotency_conflict, unavailable
@@ -45,7 +46,7 @@ class Single:
     `content` what tells it from another under the same request_id: what was asked for, not what the rules made of it;
     `due_at`, `valid_from`, `valid_ms` and `night` as of `NewMessage`; `subject` and `limits` by which its number is
     counted, none set: it is not; `suppressed`: suppressions are to be looked up; `refusal` by a rule: only a call that
-    was answered before gets another reply.
+    was answered before gets another reply; `trace` a W3C traceparent, or empty.
     """
 
     brand_id: int
@@ -63,6 +64,7 @@ class Single:
     suppressed: bool = False
     refusal: Refusal | None = None
     night: Night | None = None
+    trace: str = ""
     asked_at: float = field(default_factory=time.monotonic)
 
     def fingerprint(self) -> bytes:
@@ -101,6 +103,7 @@ class SingleAcceptor:
         self._database = database
         self._settler = settler
         self._identifiers = identifiers
+        self._spans = tracing.active()
         self._calls: dict[tuple[int, str], _Call] = {}
         self._grouper: Grouper[_Call, sms_gateway_pb2.SendSmsResponse] = Grouper(
             self._accept,
@@ -133,6 +136,9 @@ class SingleAcceptor:
             await asyncio.wait({call.future})
         if call is None:
             message_id = self._identifiers.new(single.brand_id, now_ms())
+            if self._spans is not None:
+                single.trace = self._spans.parent
+                self._spans.note(message_id=message_id)
             call = _Call(single, Key(single.brand_id, Mode.SINGLE, single.request_id, message_id, fingerprint))
             call.future = self._grouper.submit_nowait(call)
             self._calls[name] = call
@@ -218,7 +224,9 @@ class SingleAcceptor:
                 target_id = found.target_id
                 segments, held = recorded.get(target_id, (segments, held))
             open_calls.append(call)
-            items.append(Abandoned(single.brand_id, target_id, single.request_id, single.sms_type, segments, held))
+            items.append(
+                Abandoned(single.brand_id, target_id, single.request_id, single.sms_type, segments, held, single.trace)
+            )
         return open_calls, items
 
     async def _judge(

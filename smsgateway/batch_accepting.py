@@ -12,6 +12,7 @@ from typing import Self
 import grpc
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal, failed_precondition, idempotency_conflict, not_found, overloaded, unavailable
@@ -161,6 +162,7 @@ class BatchAcceptor:
         self._database = database
         self._ledger = ledger
         self._queue = queue
+        self._spans = tracing.active()
         self._identifiers = identifiers
         self._chunk_sizes = chunk_sizes
 
@@ -324,9 +326,10 @@ class BatchAcceptor:
                 await pausing.mark_batch(connection, key.brand_id, key.target_id, paused=True)
             reach("gateway.batch.storing")
         reach("gateway.batch.queued")
+        trace = "" if self._spans is None else self._spans.parent
         await self._queue.push(
             [
-                QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id)
+                QueueItem(batch.brand_id, batch.sms_type, Mode.BATCH, chunk.dispatch_id, trace)
                 for chunk in chunks
                 # What is held is pushed by a sweeper when it is due, what is paused when it is resumed.
                 if chunk.due_at is None and not paused

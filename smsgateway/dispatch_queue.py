@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from redis.exceptions import RedisError
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import TRANSIENT, Database
 from infra.heartbeat import Heartbeat
@@ -33,6 +34,7 @@ class DispatchQueue:
         self._queues = queues
         self._settings = settings
         self._heartbeat = heartbeat
+        self._spans = tracing.active()
         self._entries: list[tuple[int, str, str]] = []
         self._noting: asyncio.Task[None] | None = None
 
@@ -68,6 +70,12 @@ class DispatchQueue:
         await self._note()
 
     async def _attempt(self, queue: str, push: Callable[[], Awaitable[None]]) -> bool:
+        if self._spans is None:
+            return await self._insist(queue, push)
+        with self._spans.within(f"queue {queue}", kind=self._spans.PRODUCER, attributes={"messaging.system": "redis"}):
+            return await self._insist(queue, push)
+
+    async def _insist(self, queue: str, push: Callable[[], Awaitable[None]]) -> bool:
         for attempt in range(1, self._settings.queue_push_attempts + 1):
             try:
                 await push()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from infra import tracing
 from infra.database import TRANSIENT
 from infra.errors import Refusal
 from infra.heartbeat import Watchdog
@@ -24,6 +25,9 @@ from smsgateway.metrics import RECEIPTS_RECEIVED, REPLIES_RECEIVED
 from smsgateway.receipts_intake import ReceiptIntake
 from smsgateway.replies_intake import ReplyIntake
 from smsgateway.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.spans import Spans
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +63,8 @@ def gateway_app(
     if replies is not None:
         pushed[f"/callbacks/{carrier}/reply"] = ReplyCallback(settings, carrier, *replies)
 
+    spans = tracing.active()
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # A carrier makes a request for each receipt: routes, middlewares and request objects would take half its time.
         found = None
@@ -67,7 +73,8 @@ def gateway_app(
         if found is None:
             await rest(scope, receive, send)
         elif scope["method"] in found.methods:
-            answer = await found.report(scope["method"], scope["query_string"], scope["headers"], receive)
+            report = found.report(scope["method"], scope["query_string"], scope["headers"], receive)
+            answer = await (report if spans is None else _traced(spans, scope["method"], report))
             headers = [
                 (b"content-type", answer.content_type.encode("latin-1")),
                 (b"content-length", str(len(answer.body)).encode()),
@@ -83,6 +90,15 @@ def gateway_app(
 
 async def _to_grafana(_request: Request) -> Response:
     return RedirectResponse("/grafana/", 308)
+
+
+async def _traced(spans: Spans, method: str, report: Coroutine[Any, Any, Answer]) -> Answer:
+    # What a carrier sends along is not ours to go on with, and paths of accounts are many.
+    attributes = {"http.request.method": method, "http.route": "/callbacks"}
+    with spans.span(f"{method} /callbacks", kind=spans.SERVER, attributes=attributes, parent="") as span:
+        answer = await report
+        span.set_attribute("http.response.status_code", answer.status)
+    return answer
 
 
 class ReceiptCallback:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -44,6 +44,8 @@ _QUEUES_PER_CALL = 64
 # Names of queues that are made or parsed once while they are busy. Some 300 bytes each, so that brands whose queues are
 # idle cost nothing here; to make one anew takes microseconds.
 _NAMES_KEPT = 4_096
+# Between an id and the trace that goes on with it, where there is one.
+_TRACE = " "
 # In front of a key in a notice: its lease was given back.
 FREED = "!"
 # What a queue's entry and an entry of receipts call their value; short, because each entry stores it.
@@ -207,30 +209,36 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """A dispatch to be queued: a message's id (single) or a chunk's (batch)."""
+    """A dispatch to be queued: a message's id (single) or a chunk's (batch). `trace`: a W3C traceparent, or empty."""
 
     brand_id: int
     sms_type: int
     mode: int
     id: str
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptItem:
-    """A receipt to be looked at: the key of its inbox row, and the id of our call that it carries, empty for none."""
+    """A receipt to be looked at: the key of its inbox row, and the id of our call that it carries, empty for none.
+
+    `trace`: a W3C traceparent, or empty; it makes no other receipt of it.
+    """
 
     account: str
     reference: str
     inbox_id: str
     call_id: str
+    trace: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of a queue. `id` is empty when the entry was deleted meanwhile."""
+    """An entry of a queue. `id` is empty when the entry was deleted meanwhile; `trace`: as of `QueueItem`."""
 
     entry_id: str
     id: str
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +421,7 @@ class Queues:
             return
         key = receipts_key(random.randrange(self._receipt_streams))  # noqa: S311 - spreads load, keeps no secret
         entries = [
-            orjson.dumps([[item.account, item.reference, item.inbox_id, item.call_id] for item in part])
+            orjson.dumps([_receipt_row(item) for item in part])
             for part in (items[at : at + RECEIPTS_PER_ENTRY] for at in range(0, len(items), RECEIPTS_PER_ENTRY))
         ]
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -476,7 +484,7 @@ class Queues:
                 results.append(None)
                 continue
             flat = [_text(value) for value in reply]
-            results.append([Entry(flat[at], flat[at + 1]) for at in range(0, len(flat), 2)])
+            results.append([_entry(flat[at], flat[at + 1]) for at in range(0, len(flat), 2)])
         return results
 
     async def acknowledge(self, entries: Iterable[tuple[Queue, str]]) -> None:
@@ -510,7 +518,7 @@ class Queues:
             replies = await pipe.execute()
         for place, reply in zip(asked, replies, strict=True):
             # The id is compared too: a stream that was emptied and filled again may give the same number to another.
-            found[place] = any(_text_fields(fields).get(_ID_FIELD) == items[place][0].id for _, fields in reply)
+            found[place] = any(id_of(_text_fields(fields)) == items[place][0].id for _, fields in reply)
         return found
 
     # What is ready.
@@ -656,8 +664,26 @@ def _push_call(items: Sequence[QueueItem]) -> tuple[list[str], list[str]]:
 
     for item in items:
         ready = number(ready_key(item.brand_id % PARTITIONS))
-        arguments += (ready, number(stream_key(item.brand_id, item.sms_type, item.mode)), item.id)
+        arguments += (ready, number(stream_key(item.brand_id, item.sms_type, item.mode)))
+        arguments.append(f"{item.id}{_TRACE}{item.trace}" if item.trace else item.id)
     return list(numbers), arguments
+
+
+def id_of(fields: Mapping[str, str]) -> str:
+    """The id that the fields of a queue's entry hold; empty without one."""
+    return fields.get(_ID_FIELD, "").partition(_TRACE)[0]
+
+
+def _entry(entry_id: str, value: str) -> Entry:
+    if _TRACE in value:
+        dispatch_id, _, trace = value.partition(_TRACE)
+        return Entry(entry_id, dispatch_id, trace)
+    return Entry(entry_id, value)
+
+
+def _receipt_row(item: ReceiptItem) -> list[str]:
+    row = [item.account, item.reference, item.inbox_id, item.call_id]
+    return [*row, item.trace] if item.trace else row
 
 
 def _raise_other_than(replies: Sequence[object], word: str) -> None:

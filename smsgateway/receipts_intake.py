@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import Database
 from infra.grouping import Grouper
@@ -38,6 +39,7 @@ _EXPIRED_CODE = "EXPIRED"
 @dataclass(frozen=True, slots=True)
 class _Taken:
     receipt: NewReceipt
+    trace: str = ""
     at: float = field(default_factory=time.monotonic)
 
 
@@ -56,6 +58,7 @@ class ReceiptIntake:
         self._queue = queue
         self._identifiers = identifiers
         self._requeue_seconds = settings.receipt_requeue_seconds
+        self._spans = tracing.active()
         self._grouper: Grouper[_Taken, NewReceipt] = Grouper(
             self._store,
             group_max=settings.receipt_group_max,
@@ -81,7 +84,8 @@ class ReceiptIntake:
         errors and RESOURCE_EXHAUSTED (OVERLOADED) when `receipt_queue_max` receipts wait; then the carrier is to send
         it again.
         """
-        row = await self._grouper.submit(_Taken(self._row(receipt)))
+        trace = "" if self._spans is None else self._spans.parent
+        row = await self._grouper.submit(_Taken(self._row(receipt), trace))
         return row.inbox_id
 
     async def close(self) -> None:
@@ -112,11 +116,14 @@ class ReceiptIntake:
         async with self._database.statement() as connection:
             await insert_receipts(connection, rows, requeue_seconds=self._requeue_seconds)
         reach("gateway.receipt.stored")
-        for row in rows:
+        for item in taken:
             if self._pushes.full:
                 # Redis is slower than the carriers: a sweeper queues the rest.
                 break
-            self._pushes.submit_nowait(ReceiptItem(row.account, row.reference, row.inbox_id, row.call_id or ""))
+            row = item.receipt
+            self._pushes.submit_nowait(
+                ReceiptItem(row.account, row.reference, row.inbox_id, row.call_id or "", item.trace)
+            )
         log.info("receipts stored", receipts=len(rows))
         return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from redis.asyncio import Redis
 
@@ -11,7 +12,7 @@ from infra import arrays
 from infra.database import Connection, pages, scanning
 from infra.differences import Difference
 from protos.costcenter.v1 import cost_center_pb2
-from smsgateway.queues import QueueItem, Queues, queue_of
+from smsgateway.queues import QueueItem, Queues, id_of, queue_of
 from smsgateway.schema import DispatchState, MessageState, OutboxKind
 
 _CHARGED_STATES = (MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED, MessageState.EXPIRED)
@@ -223,7 +224,7 @@ async def entries_without_record(connection: Connection, redis: Redis, page_size
             entries = await redis.xrange(key, after, "+", count=page_size)
             if not entries:
                 break
-            ids = {str(fields["i"]): str(entry) for entry, fields in entries if fields}
+            ids = {id_of(cast(dict[str, str], fields)): str(entry) for entry, fields in entries if fields}
             known = await _known(connection, queue.brand_id, list(ids))
             for dispatch_id, entry in ids.items():
                 if dispatch_id not in known:

@@ -151,7 +151,7 @@ class MessageSettler:
             reach("gateway.single.forgotten")
         await self._queue.push(
             [
-                QueueItem(item.brand_id, item.sms_type, Mode.SINGLE, item.target_id)
+                QueueItem(item.brand_id, item.sms_type, Mode.SINGLE, item.target_id, item.trace)
                 for item in items
                 # What is held is pushed by a sweeper when it is due.
                 if item.target_id in queued and not item.held

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.errors import Refusal
 from infra.grouping import Grouper
@@ -20,6 +22,9 @@ from workers.sender import Sender
 from workers.settings import Settings
 from workers.stopping import StopSignal
 from workers.turns import Turns
+
+if TYPE_CHECKING:
+    from infra.spans import Spans
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +63,7 @@ class Lane:
             reserve=8 * quantum,
         )
         sender.hand = self
+        self._spans = tracing.active()
         self._ids_in_hand: set[tuple[int, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_since: dict[Queue, float] = {}
@@ -207,11 +213,26 @@ class Lane:
         reach("worker.dispatch.read")
         self._ids_in_hand.add(key)
         try:
-            if await self._sender.send(lease.queue, lease.epoch, entry.id):
+            if self._spans is None:
+                done = await self._sender.send(lease.queue, lease.epoch, entry.id)
+            else:
+                done = await self._send_traced(self._spans, lease, entry)
+            if done:
                 await self._acknowledge(lease.queue, entry)
         finally:
             self._ids_in_hand.discard(key)
             self._done(lease.queue)
+
+    async def _send_traced(self, spans: Spans, lease: Lease, entry: Entry) -> bool:
+        attributes: dict[str, str | int] = {
+            "messaging.system": "redis",
+            "smsbill.brand_id": lease.queue.brand_id,
+            "smsbill.dispatch_id": entry.id,
+            "smsbill.type": TYPE_NAMES[self.sms_type],
+            "smsbill.mode": MODE_NAMES[self.mode],
+        }
+        with spans.continued("dispatch", [entry.trace], attributes=attributes):
+            return await self._sender.send(lease.queue, lease.epoch, entry.id)
 
     def _done(self, queue: Queue) -> None:
         self._turns.done(queue)

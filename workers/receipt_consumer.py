@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import Connection, Database
 from infra.errors import Refusal
@@ -97,6 +98,7 @@ class ReceiptConsumer:
         self._settlement = settlement
         self._worker = worker
         self._settings = settings
+        self._spans = tracing.active()
         self._taken_over_at = [0.0] * queues.receipt_streams
         # What was read and is not settled; a turn that failed begins with it again.
         self._in_hand: list[list[ReceiptEntry]] = [[] for _ in range(queues.receipt_streams)]
@@ -150,7 +152,13 @@ class ReceiptConsumer:
 
     async def _settle_together(self, groups: list[Sequence[ReceiptItem]]) -> list[None]:
         # An id may be queued twice; settled together the same receipt would be reported twice in one call.
-        await self.settle(list(dict.fromkeys(item for group in groups for item in group)))
+        items = list(dict.fromkeys(item for group in groups for item in group))
+        if self._spans is None:
+            await self.settle(items)
+        else:
+            attributes = {"smsbill.receipts": len(items)}
+            with self._spans.continued("settle receipts", [item.trace for item in items], attributes=attributes):
+                await self.settle(items)
         return [None] * len(groups)
 
     async def settle(self, items: Sequence[ReceiptItem]) -> None:

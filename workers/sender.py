@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import structlog
 
+from infra import tracing
 from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal
@@ -70,6 +71,9 @@ from workers.settings import Settings
 from workers.settlement import Settlement
 from workers.stopping import Stopping, StopSignal
 from workers.turns import SlotsClosed
+
+if TYPE_CHECKING:
+    from infra.spans import Spans
 
 log = structlog.get_logger(__name__)
 
@@ -252,6 +256,7 @@ class Sender:
         self._stop = stop
         self._settings = settings
         self.hand: Hand | None = None
+        self._spans = tracing.active()
         self._labels = (TYPE_NAMES[sms_type], MODE_NAMES[mode])
         self._queue_seconds = QUEUE_SECONDS.labels(*self._labels)
         single = mode is Mode.SINGLE
@@ -646,7 +651,10 @@ class Sender:
             return call_id, None
         reach("worker.dispatch.marked")
         called = time.perf_counter()
-        outcome = await self._call(account, progress.claimed, call_id)
+        if self._spans is None:
+            outcome = await self._call(account, progress.claimed, call_id)
+        else:
+            outcome = await self._call_traced(self._spans, account, progress.claimed, call_id)
         reach("worker.dispatch.answered")
         CARRIER_SECONDS.labels(account.account_id, self._labels[1]).observe(time.perf_counter() - called)
         CARRIER_CALLS.labels(account.account_id, self._labels[1], outcome.verdict.value).inc()
@@ -664,6 +672,19 @@ class Sender:
             # A carrier does not raise; should one do, the call may have been made.
             log.exception("carrier adapter failed", call_id=call_id)
             return CallOutcome(Verdict.UNKNOWN, detail="error of the carrier's adapter")
+
+    async def _call_traced(self, spans: Spans, account: Account, claimed: Claimed, call_id: str) -> CallOutcome:
+        attributes: dict[str, str | int] = {
+            "smsbill.account": account.account_id,
+            "smsbill.carrier": account.kind,
+            "smsbill.messages": claimed.messages,
+            "smsbill.segments": claimed.segments,
+            "smsbill.call_id": call_id,
+        }
+        with spans.span("carrier call", kind=spans.CLIENT, attributes=attributes):
+            outcome = await self._call(account, claimed, call_id)
+            spans.note(verdict=outcome.verdict.value, code=outcome.code)
+        return outcome
 
     async def _mark(self, progress: _Progress, account: Account) -> str:
         """Mark a dispatch as being submitted; return the id of its call. Raises `_Lost` when it is not ours."""

@@ -12,11 +12,13 @@ tried again. What the carrier itself says is for its adapter to judge; beside th
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 from aiohttp.abc import AbstractResolver
 
+from infra import tracing
 from smsgateway.carriers.base import CallOutcome, Verdict
 from smsgateway.metrics import HTTP_ODD
 
@@ -77,6 +79,7 @@ class HttpCalls:
         self._account_id = account_id
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
+        self._spans = tracing.active()
         self._closed = False
 
     async def request(
@@ -90,7 +93,14 @@ class HttpCalls:
     ) -> HttpAnswer:
         """Make a request, once. Raises what `failed` judges."""
         try:
-            return await self._request(method, url, headers=headers, body=body, bytes_max=bytes_max)
+            if self._spans is None:
+                return await self._request(method, url, headers=headers, body=body, bytes_max=bytes_max)
+            # Only the host: a path or query may hold a number. And nothing of the trace leaves the house.
+            attributes = {"http.request.method": method, "server.address": urlsplit(url).hostname or ""}
+            with self._spans.within(method, kind=self._spans.CLIENT, attributes=attributes) as span:
+                answer = await self._request(method, url, headers=headers, body=body, bytes_max=bytes_max)
+                span.set_attribute("http.response.status_code", answer.status)
+                return answer
         except Exception as error:
             self._odd(_kind(error))
             raise

@@ -331,7 +331,7 @@ class Accepted:
 @dataclass(frozen=True, slots=True)
 class Abandoned:
     """A message or batch that nobody finished accepting; `target_id` is the message's or the batch's; `held`: all or
-    some of it is not due when it is accepted.
+    some of it is not due when it is accepted; `trace` a W3C traceparent, or empty.
     """
 
     brand_id: int
@@ -340,6 +340,7 @@ class Abandoned:
     sms_type: int
     segments: int
     held: bool = False
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from typing import Final, Literal
 
 import structlog
 
+from infra import tracing
 from smsgateway.carriers.base import (
     BatchCall,
     CallOutcome,
@@ -228,6 +229,7 @@ class SmppCarrier:
     def __init__(self, config: SmppConfig) -> None:
         self._config = config
         self._session = Session(config.session(), self._delivered)
+        self._spans = tracing.active()
         self._take: Take | None = None
         self._take_reply: TakeReply | None = None
         self._zone = timezone(config.receipt_offset)
@@ -371,7 +373,13 @@ class SmppCarrier:
 
     async def _submit(self, body: bytes, start_by: float) -> CallOutcome:
         try:
-            answer = await self._session.submit(body, start_by)
+            if self._spans is None:
+                answer = await self._session.submit(body, start_by)
+            else:
+                attributes = {"server.address": self._config.host, "network.protocol.name": "smpp"}
+                with self._spans.within("submit_sm", kind=self._spans.CLIENT, attributes=attributes) as span:
+                    answer = await self._session.submit(body, start_by)
+                    span.set_attribute("smsbill.status", answer.status)
         except NotSent as error:
             return CallOutcome(Verdict.RETRY, detail=f"not sent: {error}", unreachable=error.unreachable)
         except BindRefused as error:
