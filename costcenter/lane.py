@@ -20,7 +20,8 @@ from costcenter import store, store_due
 from costcenter.book import Book, Terms
 from costcenter.kept import NOTHING_KEPT, Kept
 from costcenter.keys import GroupKeys
-from costcenter.metrics import GROUP_RETRIES
+from costcenter.metrics import GROUP_RETRIES, SEGMENTS
+from costcenter.model import Changes, EntryKind
 from costcenter.operations import BookDue, DueReply, Needs, Operation, Reply
 from costcenter.translation import REPLIES
 from infra.crash_points import reach
@@ -32,6 +33,17 @@ log = structlog.get_logger(__name__)
 
 # Decisions after which the records made so far are sent: PostgreSQL writes them while more is decided.
 WRITE_AHEAD = 250
+
+# What an entry does to segments; freezes, payments and refunds are records of their own.
+_FLOWS = {
+    EntryKind.GRANT: SEGMENTS.labels("granted"),
+    EntryKind.CLAW_BACK: SEGMENTS.labels("clawed_back"),
+    EntryKind.EXPIRE: SEGMENTS.labels("expired"),
+    EntryKind.RELEASE: SEGMENTS.labels("released"),
+    EntryKind.TIME_OUT: SEGMENTS.labels("timed_out"),
+    EntryKind.EXPIRE_BACK: SEGMENTS.labels("expired"),
+}
+_FROZEN, _PAID, _REFUNDED = (SEGMENTS.labels(flow) for flow in ("frozen", "paid", "refunded"))
 
 # What an operation comes to: its reply on the wire where it has one, else the rules' reply, or a refusal.
 Outcome = Message | Reply | Refusal
@@ -176,8 +188,9 @@ class Lane:
         reach("costcenter.due.committed")
         self._forget_unless_alone(version)
         self._kept.forget(booked, version)
-        for brand_id, packages in booked.items():
+        for brand_id, (packages, segments) in booked.items():
             due.setdefault(brand_id, DueReply()).packages_expired += packages
+            _FLOWS[EntryKind.EXPIRE].inc(segments)
 
     def _transact_once(
         self, operations: list[Operation], due: dict[int, DueReply], ended_max: int | None
@@ -221,6 +234,7 @@ class Lane:
             connection.commit()
         reach("costcenter.group.committed")
         self._kept.keep(book, version)
+        _count_segments(book.changes)
         return outcomes
 
     def _forget_unless_alone(self, version: int) -> bool:
@@ -260,6 +274,14 @@ class _ManyEndedError(Exception):
     def __init__(self, brand_ids: list[int]) -> None:
         super().__init__()
         self.brand_ids = brand_ids
+
+
+def _count_segments(changes: Changes) -> None:
+    _FROZEN.inc(sum([freeze.segments for freeze in changes.new_freezes]))
+    _PAID.inc(sum([payment.segments for payment in changes.new_payments]))
+    _REFUNDED.inc(sum([refund.segments for refund in changes.refunds]))
+    for entry in changes.entries:
+        _FLOWS[EntryKind(entry.kind)].inc(entry.segments)
 
 
 def _require_few_ended(book: Book, ended_max: int) -> None:

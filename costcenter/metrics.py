@@ -29,5 +29,12 @@ GROUP_SECONDS = Histogram(
 GROUP_RETRIES = Counter(
     "smsbill_ledger_group_retries", "Groups tried again after a fault of the database", registry=REGISTRY
 )
+SEGMENTS = Counter(
+    "smsbill_ledger_segments",
+    "Segments by what happened to them: granted, clawed_back, frozen, paid, released, timed_out, refunded, expired;"
+    " added up by the process that booked it",
+    ["flow"],
+    registry=REGISTRY,
+)
 RELEASES = Counter("smsbill_ledger_releases", "Release requests by result", ["result"], registry=REGISTRY)
 DUE = Counter("smsbill_ledger_due", "What the sweep booked", ["kind"], registry=REGISTRY)

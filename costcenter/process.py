@@ -9,9 +9,10 @@ import grpc
 import structlog
 from starlette.applications import Starlette
 
-from costcenter import admin_service, jobs_service, migrations, service, store
+from costcenter import admin_service, figures_service, jobs_service, migrations, service, store
 from costcenter.admin_service import CostCenterAdminService, principal_of
 from costcenter.engine import Engine
+from costcenter.figures_service import LedgerFiguresService
 from costcenter.jobs_service import CostCenterJobsService
 from costcenter.queries import Queries
 from costcenter.service import CostCenterService
@@ -23,7 +24,12 @@ from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
 from infra.http_server import HttpServer, observability_routes
 from infra.identifiers import IdentifierSource
-from protos.costcenter.v1 import cost_center_admin_pb2_grpc, cost_center_jobs_pb2_grpc, cost_center_pb2_grpc
+from protos.costcenter.v1 import (
+    cost_center_admin_pb2_grpc,
+    cost_center_jobs_pb2_grpc,
+    cost_center_pb2_grpc,
+    ledger_figures_pb2_grpc,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -87,14 +93,20 @@ class CostCenterProcess:
             cost_center_jobs_pb2_grpc.add_CostCenterJobsServicer_to_server(
                 CostCenterJobsService(engine, reads, settings), server
             )
+            ledger_figures_pb2_grpc.add_LedgerFiguresServicer_to_server(LedgerFiguresService(reads, settings), server)
 
         server = GrpcServer(
             settings,
             settings.costcenter_address,
             authenticator=Authenticator(find, keep_seconds=settings.token_cache_seconds),
-            permissions={**service.PERMISSIONS, **admin_service.PERMISSIONS, **jobs_service.PERMISSIONS},
+            permissions={
+                **service.PERMISSIONS,
+                **admin_service.PERMISSIONS,
+                **jobs_service.PERMISSIONS,
+                **figures_service.PERMISSIONS,
+            },
             domain=DOMAIN,
-            services=[service.SERVICE, admin_service.SERVICE, jobs_service.SERVICE],
+            services=[service.SERVICE, admin_service.SERVICE, jobs_service.SERVICE, figures_service.SERVICE],
             register=register,
         )
         http = HttpServer(

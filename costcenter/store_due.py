@@ -66,14 +66,17 @@ update costcenter.balance t set
     )
 from due d left join sums s on s.brand_id = d.brand_id
 where t.brand_id = d.brand_id
-returning t.brand_id, coalesce(s.packages, 0)
+returning t.brand_id, coalesce(s.packages, 0), coalesce(s.segments, 0)::bigint
 """
 
 
-def book_ended_packages(connection: ThreadConnection, brand_ids: Sequence[int], now: datetime) -> dict[int, int]:
+def book_ended_packages(
+    connection: ThreadConnection, brand_ids: Sequence[int], now: datetime
+) -> dict[int, tuple[int, int]]:
     """Book the ends of packages that have come by `now`, a transaction's moment under the lane's lock.
 
-    Returns how many packages lost something, by brand, for those brands that had something due and no ended freeze.
+    Returns how many packages lost something and how many segments, by brand, for those brands that had something due
+    and no ended freeze.
     """
     rows = connection.execute(BOOK_ENDED_PACKAGES, (arrays.integers(brand_ids), now)).fetchall()
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: (row[1], row[2]) for row in rows}

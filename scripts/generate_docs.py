@@ -50,6 +50,7 @@ SERVICES = (
     ("costcenter.v1.CostCenter", "costcenter.service", "port 50051"),
     ("costcenter.v1.CostCenterAdmin", "costcenter.admin_service", "port 50051"),
     ("costcenter.v1.CostCenterJobs", "costcenter.jobs_service", "port 50051"),
+    ("costcenter.v1.LedgerFigures", "costcenter.figures_service", "port 50051"),
     ("smsgateway.v1.SmsGateway", "smsgateway.service", "port 50052"),
     ("smsgateway.v1.Routing", "smsgateway.routing_service", "port 50052"),
     ("smsgateway.v1.SenderRules", "smsgateway.rule_service", "port 50052"),
@@ -91,9 +92,9 @@ RPC_INTRODUCTION = """# RPCs
 
 {notice}
 
-Nine services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, port 50051) and the
-gateway (`SmsGateway`, `Campaigns`, `Routing`, `SenderRules`, `Webhooks`, `Alerts`, port 50052). Both also serve
-`grpc.health.v1.Health` and server reflection, without a token.
+Eleven services on two ports: the cost centre (`CostCenter`, `CostCenterAdmin`, `CostCenterJobs`, `LedgerFigures`, port
+50051) and the gateway (`SmsGateway`, `Campaigns`, `Routing`, `SenderRules`, `Webhooks`, `Alerts`, `Statistics`, port
+50052). Both also serve `grpc.health.v1.Health` and server reflection, without a token.
 
 **Callers** send the metadata `authorization: Bearer <token>`. A token names roles and brands; what the roles include is
 in [operations.md](operations.md#tokens-and-tls). A call for another brand is refused, and so is one whose role is

@@ -11,8 +11,8 @@ lost or never acknowledged. It misbehaves on request: see `SimulatorSettings`, c
 
 ``GET /simulator/record?after=<n>&limit=<n>`` pages through what it took on: ``entries`` numbered from 1 (``after`` is
 the last number seen; ``next_after`` goes on), ``numbers`` with how often each number of the page occurs in the whole
-record, and ``totals``. Refused calls are in the totals only. ``GET /`` shows the totals to a person. There is no access
-control here: keep it on the loopback address.
+record, and ``totals``. Refused calls are in the totals only. ``GET /metrics`` tells them to Prometheus, ``GET /`` to a
+person. There is no access control here: keep it on the loopback address.
 
 Nothing is forgotten and nothing grows without bound: when the record is full, calls are refused with code 104. Of each
 receipt it is counted whether it was acknowledged, pulled, abandoned after its tries, or lost on request; what is still
@@ -45,7 +45,9 @@ from urllib.parse import quote, urlsplit
 import httptools
 import orjson
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from smsbill.simulator_metrics import SimulatorMetrics
 from smsgateway.segmentation import SegmentRule, count_segments_by_rule
 
 _LOG: Final = logging.getLogger(__name__)
@@ -332,6 +334,7 @@ class CarrierSimulator:
         self._balance = config.balance
         self._replies: deque[dict[str, str]] = deque()
         self._refused: Counter[str] = Counter()
+        self._metrics = SimulatorMetrics(self.totals)
         self._lost_calls = 0
         self._runner: web.ServerRunner | None = None
         self._stopping = asyncio.Event()
@@ -348,6 +351,7 @@ class CarrierSimulator:
             ("GET", "/simulator/record"): self._show_record,
             ("GET", "/simulator/settings"): self._show_settings,
             ("POST", "/simulator/settings"): self._change_settings,
+            ("GET", "/metrics"): self._show_metrics,
             ("GET", "/"): self._show_page,
         }
 
@@ -737,6 +741,9 @@ class CarrierSimulator:
                 "totals": self.totals(),
             }
         )
+
+    async def _show_metrics(self, _request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def _show_settings(self, _request: web.BaseRequest) -> web.StreamResponse:
         return _json(self._settings.shown())

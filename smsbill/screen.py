@@ -17,7 +17,7 @@ from smsbill import balances
 from smsbill.client import Client
 from smsbill.sending import FINAL_STATES
 from smsbill.showcase import Order, States
-from smsbill.stack_file import StackFile
+from smsbill.stack_file import TARGETS_NAME, StackFile
 from smsbill.tables import console, table, word
 
 _STATE = pb.MessageState.DESCRIPTOR
@@ -93,6 +93,7 @@ class Screen:
         if file.simulator_url:
             rows.append(("carrier simulator", f"{file.simulator_url}/  (no text leaves this machine)"))
         rows += [(f"{name} metrics", url) for name, url in sorted(file.metrics_urls.items())]
+        rows += [("for a Prometheus (file_sd)", f"{data_dir}/{TARGETS_NAME}")]
         rows += [("data folder", data_dir), ("logs", file.log_folder), ("token (admin)", file.token)]
         self._console.print(table("Addresses", ("what", "where"), rows))
         self._console.print(

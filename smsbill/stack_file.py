@@ -1,16 +1,23 @@
-"""`stack.json` in the data folder: how commands find the stack that runs there, and what is left of one that died."""
+"""`stack.json` in the data folder: how commands find the stack that runs there, and what is left of one that died.
+
+Beside it `prometheus-targets.json` tells a Prometheus what to scrape (file_sd_configs).
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from infra.data_folder import write_durably
 
 NAME = "stack.json"
+TARGETS_NAME = "prometheus-targets.json"
+_NUMBER = re.compile(r"-\d+$")
 
 
 @dataclass(slots=True)
@@ -57,9 +64,35 @@ class StackFile:
     token: str = ""
     children: list[Process] = field(default_factory=list)
 
+    @property
+    def scrape_urls(self) -> dict[str, str]:
+        """Where each process tells its metrics, by its name."""
+        urls = dict(self.metrics_urls)
+        if self.gateway_url:
+            urls["gateway"] = f"{self.gateway_url}/metrics"
+        if self.simulator_url:
+            urls["carrier-simulator"] = f"{self.simulator_url}/metrics"
+        return dict(sorted(urls.items()))
+
+    @property
+    def targets(self) -> list[dict[str, object]]:
+        """What a Prometheus scrapes, in the form of its file_sd_configs; `job` is the service as elsewhere.
+
+        See https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config.
+        """
+        return [
+            {
+                "targets": [urlsplit(url).netloc],
+                # worker-1 is one of the workers; the carrier simulator is no number two.
+                "labels": {"job": _NUMBER.sub("", name), "process": name},
+            }
+            for name, url in self.scrape_urls.items()
+        ]
+
     def write(self, data_dir: Path) -> None:
-        """Replace the file whole."""
+        """Replace the files whole."""
         write_durably(data_dir / NAME, json.dumps(asdict(self), indent=2) + "\n")
+        write_durably(data_dir / TARGETS_NAME, json.dumps(self.targets, indent=2) + "\n")
 
 
 def read(data_dir: Path) -> StackFile | None:
@@ -82,5 +115,6 @@ def running(data_dir: Path) -> StackFile | None:
 
 
 def remove(data_dir: Path) -> None:
-    """Remove the file."""
+    """Remove the files."""
     (data_dir / NAME).unlink(missing_ok=True)
+    (data_dir / TARGETS_NAME).unlink(missing_ok=True)

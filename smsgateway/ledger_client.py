@@ -25,6 +25,8 @@ from protos.costcenter.v1 import (
     cost_center_jobs_pb2_grpc,
     cost_center_pb2,
     cost_center_pb2_grpc,
+    ledger_figures_pb2,
+    ledger_figures_pb2_grpc,
 )
 from smsgateway.metrics import LEDGER_RETRIES
 from smsgateway.settings import Settings
@@ -71,6 +73,7 @@ class LedgerClient:
         self._ledger = cost_center_pb2_grpc.CostCenterStub(self._channel)
         self._admin = cost_center_admin_pb2_grpc.CostCenterAdminStub(self._channel)
         self._jobs = cost_center_jobs_pb2_grpc.CostCenterJobsStub(self._channel)
+        self._figures = ledger_figures_pb2_grpc.LedgerFiguresStub(self._channel)
         # The annotations of the health package know the synchronous stub only.
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
@@ -166,6 +169,11 @@ class LedgerClient:
     async def clean_up(self, *, limit: int = 0) -> cost_center_jobs_pb2.CleanUpResponse:
         """CleanUp: at most `limit` rows of each kind (0: the server's default)."""
         return await self._call("CleanUp", self._jobs.CleanUp, cost_center_jobs_pb2.CleanUpRequest(limit=limit))
+
+    async def figures(self, *, brands_max: int) -> ledger_figures_pb2.GetLedgerFiguresResponse:
+        """GetLedgerFigures: sums of the ledger, and the balances of so many brands."""
+        request = ledger_figures_pb2.GetLedgerFiguresRequest(brands_max=brands_max)
+        return await self._call("GetLedgerFigures", self._figures.GetLedgerFigures, request)
 
     async def reachable(self, timeout_seconds: float = 2) -> bool:
         """Tell whether the cost centre says in time that it serves."""

@@ -24,7 +24,7 @@ RULE_REFUSALS = Counter(
     registry=REGISTRY,
 )
 GROUP_SIZE = Histogram(
-    "smsbill_gateway_group_size",
+    "smsbill_gateway_group_calls",
     "Calls in one transaction",
     ["group"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),

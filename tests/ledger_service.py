@@ -28,6 +28,8 @@ from protos.costcenter.v1 import (
     cost_center_jobs_pb2_grpc,
     cost_center_pb2,
     cost_center_pb2_grpc,
+    ledger_figures_pb2,
+    ledger_figures_pb2_grpc,
 )
 
 ADMIN = "admin-secret"
@@ -40,13 +42,14 @@ _SERVICES = {
     "CostCenter": (cost_center_pb2, cost_center_pb2_grpc.CostCenterStub),
     "CostCenterAdmin": (cost_center_admin_pb2, cost_center_admin_pb2_grpc.CostCenterAdminStub),
     "CostCenterJobs": (cost_center_jobs_pb2, cost_center_jobs_pb2_grpc.CostCenterJobsStub),
+    "LedgerFigures": (ledger_figures_pb2, ledger_figures_pb2_grpc.LedgerFiguresStub),
 }
 METHODS = {
     method.name: (service, method)
     for service, (module, _) in _SERVICES.items()
     for method in module.DESCRIPTOR.services_by_name[service].methods
 }
-_MODULES = (cost_center_pb2, cost_center_admin_pb2, cost_center_jobs_pb2)
+_MODULES = (cost_center_pb2, cost_center_admin_pb2, cost_center_jobs_pb2, ledger_figures_pb2)
 _numbers = itertools.count(1)
 
 

@@ -17,6 +17,19 @@ RESULTS = Counter(
     ["type", "result"],
     registry=REGISTRY,
 )
+CARRIER_MESSAGES = Counter(
+    "smsbill_carrier_messages",
+    "Messages of calls to the carrier by the call's verdict; of a call that is made again they count again",
+    ["account", "verdict"],
+    registry=REGISTRY,
+)
+CARRIER_REFUNDED = Counter(
+    "smsbill_carrier_refunded_segments",
+    "Segments that went back because of a carrier: refused (it did not take the message), undelivered (by its receipt),"
+    " undecided (nobody told in time)",
+    ["account", "cause"],
+    registry=REGISTRY,
+)
 CARRIER_CALLS = Counter(
     "smsbill_carrier_calls", "Calls to the carrier by verdict", ["account", "mode", "verdict"], registry=REGISTRY
 )
@@ -40,7 +53,10 @@ CARRIER_CIRCUIT_OPENED = Counter(
     registry=REGISTRY,
 )  # fmt: skip
 CARRIER_BALANCE = Gauge(
-    "smsbill_carrier_balance", "Segments left at the carrier when one worker last asked", ["account"], registry=REGISTRY
+    "smsbill_carrier_balance_segments",
+    "Segments left at the carrier when one worker last asked",
+    ["account"],
+    registry=REGISTRY,
 )
 CARRIER_BALANCE_LOW = Gauge(
     "smsbill_carrier_balance_low", "1 while that is below the account's alert", ["account"], registry=REGISTRY
@@ -53,14 +69,14 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
 )
 STAGE_SIZE = Histogram(
-    "smsbill_worker_stage_size",
+    "smsbill_worker_stage_items",
     "Items of a group in a stage",
     ["stage"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
     registry=REGISTRY,
 )
 QUEUE_SECONDS = Histogram(
-    "smsbill_queue_seconds",
+    "smsbill_queue_wait_seconds",
     "Time from a message's acceptance to its claim by a worker",
     ["type", "mode"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600, 3_600),
@@ -68,14 +84,48 @@ QUEUE_SECONDS = Histogram(
 )
 QUEUE_DEPTH = Gauge(
     "smsbill_queue_depth",
-    "Entries of the queues of a type; set by one worker at a time",
+    "Entries of the queues of a type; told by one worker at a time",
     ["type", "mode"],
     registry=REGISTRY,
 )
 QUEUE_OLDEST_SECONDS = Gauge(
     "smsbill_queue_oldest_seconds",
-    "Age of the oldest entry of a type; set by one worker at a time",
+    "Age of the oldest entry of a type; told by one worker at a time",
     ["type", "mode"],
+    registry=REGISTRY,
+)
+BACKLOG = Gauge(
+    "smsbill_backlog_items",
+    "What waits, counted up to 10,000: outbox (calls owed to the cost centre), receipts (not settled), releases (not"
+    " applied), unknown (dispatches of which nobody knows whether the carrier took them); told by one worker at a time",
+    ["what"],
+    registry=REGISTRY,
+)
+BACKLOG_OLDEST_SECONDS = Gauge(
+    "smsbill_backlog_oldest_seconds",
+    "Age of the oldest of them; due: for how long the end of a package or freeze is not booked; told by one worker at a"
+    " time",
+    ["what"],
+    registry=REGISTRY,
+)
+LEDGER_BALANCE = Gauge(
+    "smsbill_ledger_balance_segments",
+    "Segments of all brands: available, frozen; as booked, told by one worker at a time",
+    ["state"],
+    registry=REGISTRY,
+)
+LEDGER_BRANDS = Gauge(
+    "smsbill_ledger_brands",
+    "Brands by status: active, suspended, closed; drained are those active ones that had packages and have nothing"
+    " available; told by one worker at a time",
+    ["status"],
+    registry=REGISTRY,
+)
+BRAND_SEGMENTS = Gauge(
+    "smsbill_brand_balance_segments",
+    "Segments of the active brands with the most records (SMSBILL_METRICS_BRANDS of them): available, frozen; told by"
+    " one worker at a time",
+    ["brand_id", "state"],
     registry=REGISTRY,
 )
 LEASES = Gauge("smsbill_worker_leases", "Queues that this worker holds", ["type", "mode"], registry=REGISTRY)
@@ -92,7 +142,7 @@ RECEIPTS = Counter(
     "smsbill_receipts_settled",
     "Receipts by what they did: delivered, undelivered, expired, pending, repeated (the message was final before),"
     " part (one of a message in several parts: by itself it decides nothing)",
-    ["result"],
+    ["account", "result"],
     registry=REGISTRY,
 )
 PULLS = Counter(
@@ -138,11 +188,15 @@ WEBHOOK_EVENTS = Counter(
     "smsbill_webhook_events", "Events of webhooks: taken by their receiver, parked", ["result"], registry=REGISTRY
 )
 WEBHOOK_SECONDS = Histogram(
-    "smsbill_webhook_seconds", "Time of a request to a receiver of a webhook", buckets=_SECONDS, registry=REGISTRY
+    "smsbill_webhook_request_seconds",
+    "Time of a request to a receiver of a webhook",
+    buckets=_SECONDS,
+    registry=REGISTRY,
 )
 PARKED = Gauge(
     "smsbill_parked",
-    "What waits for an operator: dispatches, outbox, receipts, webhooks (counted up to 10,000)",
+    "What waits for an operator: dispatches, outbox, receipts, webhooks (counted up to 10,000); told by one worker at a"
+    " time",
     ["what"],
     registry=REGISTRY,
 )
@@ -161,5 +215,5 @@ ALERT_MAILS = Counter(
     registry=REGISTRY,
 )
 SWEEPS = Counter("smsbill_sweeps", "Passes of a sweeper", ["sweeper", "result"], registry=REGISTRY)
-SWEPT = Counter("smsbill_swept", "Rows that a sweeper changed", ["sweeper"], registry=REGISTRY)
+SWEPT = Counter("smsbill_sweep_rows", "Rows that a sweeper changed", ["sweeper"], registry=REGISTRY)
 LOOP_FAILURES = Counter("smsbill_loop_failures", "Turns of a loop that failed", ["loop"], registry=REGISTRY)

@@ -35,6 +35,7 @@ from smsgateway.settling import MessageSettler
 from workers.accounts import Account, Accounts, connections_of
 from workers.alert_watch import AlertWatch
 from workers.balance import BalanceWatch
+from workers.figures import Figures
 from workers.lane import Lane
 from workers.loops import OUTAGES, Loop, Loops
 from workers.metrics import TYPE_NAMES
@@ -254,6 +255,8 @@ class WorkerProcess:
         for number in range(settings.receipt_streams):
             self._loops.add(f"receipts-{number}", partial(receipts.step, number), interval_seconds=0.1)
         self._add_jobs(ledger)
+        figures = Figures(database, queues, ledger, self.worker_id, settings)
+        self._loops.add("figures", figures.step, interval_seconds=settings.figures_seconds)
         self._add_sweepers(
             Sweepers(
                 database=database,

@@ -29,6 +29,7 @@ from workers.backoff import delay_seconds
 from workers.loops import OUTAGES
 from workers.metrics import (
     BILLED_OTHERWISE,
+    CARRIER_REFUNDED,
     PARKED,
     RECEIPTS,
     REFUNDED,
@@ -196,8 +197,9 @@ class ReceiptConsumer:
                 put_off.append(self._put_off(item.receipt, f"{outcome.reason}: {outcome.message}", outcome))
             else:
                 settled.append(item)
-                REFUNDED.labels("receipt").inc(outcome.refunded)
                 if outcome.refunded:
+                    REFUNDED.labels("receipt").inc(outcome.refunded)
+                    CARRIER_REFUNDED.labels(item.receipt.account, "undelivered").inc(outcome.refunded)
                     refunds.append((item.addressee.brand_id, item.addressee.message_id, outcome.refunded))
         changed: list[tuple[int, str, int, int]] = []
         if settled or noted:
@@ -217,7 +219,8 @@ class ReceiptConsumer:
                 await store.put_off(connection, put_off)
             reach("worker.receipt.put_off")
         self._count(settled, changed)
-        RECEIPTS.labels("part").inc(len(noted))
+        for item in noted:
+            RECEIPTS.labels(item.receipt.account, "part").inc()
         if put_off:
             log.info("receipts put off", reasons=dict(Counter(item.error for item in put_off)))
         STAGE_SECONDS.labels("receipts").observe(time.perf_counter() - started)
@@ -351,7 +354,7 @@ class ReceiptConsumer:
                 result = _RESULT_NAMES[_FINAL[item.receipt.state]]
             else:
                 result = "repeated"
-            RECEIPTS.labels(result).inc()
+            RECEIPTS.labels(item.receipt.account, result).inc()
 
 
 def _compare_segments(item: _Matched) -> None:

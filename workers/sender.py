@@ -57,6 +57,8 @@ from workers.limits import LimitClosed
 from workers.loops import OUTAGES
 from workers.metrics import (
     CARRIER_CALLS,
+    CARRIER_MESSAGES,
+    CARRIER_REFUNDED,
     CARRIER_SECONDS,
     MODE_NAMES,
     QUEUE_SECONDS,
@@ -658,6 +660,7 @@ class Sender:
         reach("worker.dispatch.answered")
         CARRIER_SECONDS.labels(account.account_id, self._labels[1]).observe(time.perf_counter() - called)
         CARRIER_CALLS.labels(account.account_id, self._labels[1], outcome.verdict.value).inc()
+        CARRIER_MESSAGES.labels(account.account_id, outcome.verdict.value).inc(progress.claimed.messages)
         return call_id, outcome
 
     async def _call(self, account: Account, claimed: Claimed, call_id: str) -> CallOutcome:
@@ -755,7 +758,8 @@ class Sender:
             await self._divide(place, progress, call_id, _halves(claimed.messages))
         elif verdict in (Verdict.REFUSED, Verdict.BAD_NUMBER):
             log.info("refused by the carrier", code=outcome.code, messages=claimed.messages)
-            await self._fail(_failure(claimed, call_id, outcome), claimed.messages)
+            if await self._fail(_failure(claimed, call_id, outcome), claimed.messages):
+                CARRIER_REFUNDED.labels(account.account_id, "refused").inc(claimed.segments)
         else:
             await self._again(progress, call_id, outcome, account)
             return False
@@ -793,12 +797,14 @@ class Sender:
         await self._insist("parts", record, patient=True)
         reach("worker.dispatch.parts")
 
-    async def _fail(self, item: Failure, messages: int) -> None:
+    async def _fail(self, item: Failure, messages: int) -> bool:
+        """Record a failure; whether this call did it."""
         ours = await self._insist("fail", lambda _: self._failures.submit(item), patient=True)
         reach("worker.dispatch.failed")
         if ours:
             RESULTS.labels(self._labels[0], "failed").inc(messages)
             OUTCOMES.note(item.brand_id, self._sms_type, final=messages, failed=messages)
+        return ours
 
     async def _set_unknown(self, claimed: Claimed, call_id: str, outcome: CallOutcome) -> None:
         call = (claimed.brand_id, claimed.dispatch_id, call_id)

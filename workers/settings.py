@@ -318,6 +318,20 @@ class Settings(gateway_settings.Settings):
         5, gt=0, le=86_400, description="Time between two calls that book expired packages and ended freezes"
     )
     depth_seconds: float = Field(5, gt=0, le=600, description="Time between two measurements of the queues")
+    figures_seconds: float = Field(
+        15,
+        gt=0,
+        le=3_600,
+        description="Time between two questions for the figures of metrics that need a query; one worker asks. With ten"
+        " thousand brands they cost some 20 ms",
+    )
+    metrics_brands: int = Field(
+        10,
+        ge=0,
+        le=1_000,
+        description="Brands whose balances are told by metrics, those with the most records; each is a label's value,"
+        " which Prometheus keeps for ever",
+    )
 
     # Usage.
     usage_fold_seconds: float = Field(

@@ -20,7 +20,17 @@ from smsgateway.store import sweeping as store
 from smsgateway.store.outbox import OutboxRow
 from smsgateway.store.sending import FailedMessage
 from smsgateway.store.sweeping import Cursor, ExpiredMessage, Stalled, Undecided
-from workers.metrics import MODE_NAMES, PARKED, QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, RESULTS, SWEEPS, SWEPT, TYPE_NAMES
+from workers.metrics import (
+    CARRIER_REFUNDED,
+    MODE_NAMES,
+    PARKED,
+    QUEUE_DEPTH,
+    QUEUE_OLDEST_SECONDS,
+    RESULTS,
+    SWEEPS,
+    SWEPT,
+    TYPE_NAMES,
+)
 from workers.outbox_relay import OutboxRelay
 from workers.outcomes import OUTCOMES
 from workers.receipt_consumer import ReceiptConsumer
@@ -128,11 +138,12 @@ class Sweepers:
         if not items:
             return
         log.warning("undecided dispatches ended", dispatches=len(items), messages_failed=len(failed), code=code)
-        types = {(item.brand_id, item.dispatch_id): item.sms_type for item in items}
+        undecided = {(item.brand_id, item.dispatch_id): item for item in items}
         for message in failed:
-            sms_type = types[message.brand_id, message.dispatch_id]
-            RESULTS.labels(TYPE_NAMES[sms_type], "failed").inc()
-            OUTCOMES.note(message.brand_id, sms_type, final=1, failed=1)
+            item = undecided[message.brand_id, message.dispatch_id]
+            RESULTS.labels(TYPE_NAMES[item.sms_type], "failed").inc()
+            OUTCOMES.note(message.brand_id, item.sms_type, final=1, failed=1)
+            CARRIER_REFUNDED.labels(item.account, "undecided").inc(message.segments)
 
     async def expire(self) -> bool:
         """Messages whose receipt did not come in time."""
@@ -303,21 +314,21 @@ class Sweepers:
                 key = (depth.queue.sms_type, depth.queue.mode)
                 entries[key] += depth.entries
                 oldest[key] = max(oldest[key], depth.oldest_seconds)
+        if not on_duty:
+            # Who was on duty before must not go on to tell what it saw then; and nothing told is no zero.
+            for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, PARKED):
+                gauge.clear()
+            return
         for sms_type, type_name in TYPE_NAMES.items():
             for mode, mode_name in MODE_NAMES.items():
                 key = (sms_type, int(mode))
                 QUEUE_DEPTH.labels(type_name, mode_name).set(entries[key])
                 QUEUE_OLDEST_SECONDS.labels(type_name, mode_name).set(oldest[key])
-        if on_duty:
-            await self._relay.count_parked()
-            await self._receipts.count_parked()
-            async with self._database.connection() as connection:
-                PARKED.labels("dispatches").set(await parked.count_dispatches(connection))
-                PARKED.labels("webhooks").set(await parked.count_webhook_events(connection))
-        else:
-            # Who was on duty before must not go on to tell what it saw then.
-            for what in ("dispatches", "outbox", "receipts", "webhooks"):
-                PARKED.labels(what).set(0)
+        await self._relay.count_parked()
+        await self._receipts.count_parked()
+        async with self._database.connection() as connection:
+            PARKED.labels("dispatches").set(await parked.count_dispatches(connection))
+            PARKED.labels("webhooks").set(await parked.count_webhook_events(connection))
 
     async def _swept(self, sweeper: str, sweep: Callable[[], Awaitable[int]], seconds: float | None = None) -> bool:
         if not await self._on_duty(sweeper, self._settings.sweep_seconds if seconds is None else seconds):

@@ -253,7 +253,7 @@ async def test_observability(gateway: Gateway, http: aiohttp.ClientSession) -> N
         body = await answer.text()
     for name in (
         'smsbill_messages_total{mode="single",result="accepted",type="verification"}',
-        'smsbill_gateway_group_size_count{group="accept"}',
+        'smsbill_gateway_group_calls_count{group="accept"}',
         'smsbill_gateway_group_wait_seconds_count{group="receipts"}',
         'smsbill_receipts_received_total{carrier="chuanglan",result="stored"}',
         'smsbill_grpc_calls_total{method="SendSms",status="OK"}',

@@ -85,6 +85,7 @@ MAY_CALL = {
     "ApplyReleases": _BILLERS,
     "BookDue": _BILLERS,
     "CleanUp": _BILLERS,
+    "GetLedgerFigures": _BILLERS,
 }
 # What concerns no single brand and therefore needs a token of all.
 FOR_ALL_BRANDS = {
@@ -96,6 +97,7 @@ FOR_ALL_BRANDS = {
     "ApplyReleases",
     "BookDue",
     "CleanUp",
+    "GetLedgerFigures",
 }
 # What answers about no brand, or about those of the token.
 FOR_ANY_BRAND = {"ListBrands", "ListBalances", "ListPackageOffers"}

@@ -80,11 +80,11 @@ async def test_a_paused_batch_waits_and_goes_on(stack: Stack) -> None:
     assert await pause(stack, batch_id) == pb.PauseBatchResponse(paused=30)
     carrier = ScriptedCarrier()
     await stack.worker(carrier=carrier, stalled_seconds=0.1, sweep_seconds=0.1)
-    swept = metric("smsbill_swept_total", sweeper="requeue")
+    swept = metric("smsbill_sweep_rows_total", sweeper="requeue")
     other = await stack.send_batch(numbers(10, 100), request_id="other")
     looks = metric("smsbill_sweeps_total", sweeper="requeue", result="nothing")
     await eventually(lambda: _looked(looks + 6))
-    assert metric("smsbill_swept_total", sweeper="requeue") == swept
+    assert metric("smsbill_sweep_rows_total", sweeper="requeue") == swept
     assert sorted(carrier.sent) == sorted(f"+86{number}" for number in numbers(10, 100))
     batch = (
         await stack.sms.GetBatch(pb.GetBatchRequest(batch_id=batch_id), metadata=bearer(ADMIN), timeout=SECONDS)

@@ -47,7 +47,7 @@ async def test_a_pulled_receipt_settles_an_unknown_outcome(stack: Stack) -> None
 
 async def test_many_are_pulled_in_pages_by_one_worker_at_a_time(stack: Stack) -> None:
     """Two workers, pages of twenty, one receipt pushed as well: each message is settled once, no page waits long."""
-    repeated = metric("smsbill_receipts_settled_total", result="repeated")
+    repeated = metric("smsbill_receipts_settled_total", account="chuanglan", result="repeated")
     for _ in range(2):
         await stack.worker(**QUICK_PULL, receipt_pull_count=20)
     await stack.send_batch(numbers(150))
@@ -55,7 +55,7 @@ async def test_many_are_pulled_in_pages_by_one_worker_at_a_time(stack: Stack) ->
     (call_id,) = {entry["uid"] for entry in stack.simulator.entries()}
     await stack.push_receipt(call_id=call_id, mobile=numbers(1)[0])
     await eventually(stack.quiet)
-    assert metric("smsbill_receipts_settled_total", result="repeated") == repeated + 1
+    assert metric("smsbill_receipts_settled_total", account="chuanglan", result="repeated") == repeated + 1
     assert stack.simulator.totals()["receipts"]["pulled"] == 150
     ((rows,),) = await stack.rows("select count(*) from receipt_pull where until > started_at")
     assert rows == 1

@@ -48,7 +48,7 @@ async def test_receipts_that_come_twice_count_once(stack: Stack) -> None:
 
 async def test_the_first_final_receipt_stays(stack: Stack) -> None:
     """A failure after a delivery changes nothing, nor does a delivery after a failure; both are reported."""
-    repeated = metric("smsbill_receipts_settled_total", result="repeated")
+    repeated = metric("smsbill_receipts_settled_total", account="chuanglan", result="repeated")
     await stack.worker(carrier=ScriptedCarrier())
     first, second = await sent(stack, "13800138001"), await sent(stack, "13800138002")
     await stack.push_receipt(call_id=first, mobile="13800138001", status="DELIVRD")
@@ -61,7 +61,7 @@ async def test_the_first_final_receipt_stays(stack: Stack) -> None:
     assert await stack.state(first) == MessageState.DELIVERED
     assert await stack.state(second) == MessageState.UNDELIVERED
     assert (await stack.message(second)).result_code == "UNDELIV"
-    assert metric("smsbill_receipts_settled_total", result="repeated") == repeated + 2
+    assert metric("smsbill_receipts_settled_total", account="chuanglan", result="repeated") == repeated + 2
 
 
 async def test_other_segments_than_ours_are_told_once_per_message(stack: Stack) -> None:

@@ -46,7 +46,8 @@ def part_of(event: smpp34.SubmitSmEvent) -> int:
 
 def parts_told() -> float:
     """Receipts that by themselves decided nothing."""
-    return float(RECEIPTS.labels("part")._value.get())
+    samples = (sample for family in RECEIPTS.collect() for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.labels["result"] == "part")
 
 
 async def sent_in_parts(stack: Stack, smsc: Smsc34, **changes: Any) -> str:
