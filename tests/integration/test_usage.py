@@ -93,7 +93,8 @@ async def test_figures_are_the_records_whatever_happens(stack: Stack) -> None:
         )
         return rows == [(0, 0)]
 
-    await eventually(folded)
+    # Loops whose connections were cut again and again wait a while before they try once more.
+    await eventually(folded, 3 * SECONDS)
     assert await differences(stack.database_url) == []
     figures = "select brand_id, hour, sms_type, account, {} from usage_hour order by 1, 2, 3, 4".format(
         ", ".join(store._COUNTERS)
