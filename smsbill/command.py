@@ -27,6 +27,7 @@ from smsbill.commands import (
     rules,
     sending,
     statistics,
+    watching,
     webhook,
 )
 from smsbill.commands.options import AsJson
@@ -35,7 +36,6 @@ app = typer.Typer(
     name="smsbill",
     help="Prepaid SMS billing: a cost centre, an SMS gateway and its workers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 account.register(app)
@@ -44,6 +44,7 @@ sending.register(app)
 campaign.register(app)
 parked.register(app)
 following.register(app)
+watching.register(app)
 webhook.register(app)
 backups.register(app)
 carriers.register(app)
