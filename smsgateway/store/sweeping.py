@@ -36,32 +36,53 @@ order by changed_at, brand_id, dispatch_id
 limit %s
 """
 
+# What a sweep changes it locks first, and passes over what somebody else has locked: a sweep and a worker's group, each
+# with some of the other's rows, would end in a deadlock, and the group would wait for a second. Whoever has it takes
+# care of it, or the next pass does.
+_FREE_TO_SWEEP = """
+join smsgateway.dispatch as free on free.brand_id = asked.brand_id and free.dispatch_id = asked.dispatch_id
+"""
+
 # Their worker may have paid, so the epoch stays: it keeps them from being cancelled (see `smsgateway.store.sending`).
 _FREE = f"""
 update smsgateway.dispatch as d
 set state = {DispatchState.QUEUED:d}
-from unnest(%s::bigint[], %s::text[], %s::bigint[]) as asked (brand_id, dispatch_id, epoch)
+from (
+  select free.brand_id, free.dispatch_id
+  from unnest(%s::bigint[], %s::text[], %s::bigint[]) as asked (brand_id, dispatch_id, epoch) {_FREE_TO_SWEEP}
+  where free.state = {DispatchState.CLAIMED:d} and free.epoch = asked.epoch
+  for update of free skip locked
+) as asked
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
-  and d.state = {DispatchState.CLAIMED:d} and d.epoch = asked.epoch
 returning d.brand_id, d.dispatch_id
 """
 
+# Without its entry a dispatch is queued once more, which its second claim finds out.
 _SET_ENTRIES = f"""
 update smsgateway.dispatch as d
 set stream_entry = asked.entry, changed_at = now(), not_before = null
-from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, entry)
-where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id and d.state = {DispatchState.QUEUED:d}
-  -- Not what a worker has put off or parked since it was pushed.
-  and (d.not_before is null or d.not_before <= now())
+from (
+  select free.brand_id, free.dispatch_id, asked.entry
+  from unnest(%s::bigint[], %s::text[], %s::text[]) as asked (brand_id, dispatch_id, entry) {_FREE_TO_SWEEP}
+  where free.state = {DispatchState.QUEUED:d}
+    -- Not what a worker has put off or parked since it was pushed.
+    and (free.not_before is null or free.not_before <= now())
+  for update of free skip locked
+) as asked
+where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
 """
 
 # Whoever changes the moment queues the dispatch; another sweeper that saw it at the same time finds another moment.
 _TAKE_STALLED = f"""
 update smsgateway.dispatch as d
 set changed_at = clock_timestamp()
-from unnest(%s::bigint[], %s::text[], %s::timestamptz[]) as asked (brand_id, dispatch_id, changed_at)
+from (
+  select free.brand_id, free.dispatch_id
+  from unnest(%s::bigint[], %s::text[], %s::timestamptz[]) as asked (brand_id, dispatch_id, changed_at) {_FREE_TO_SWEEP}
+  where free.state = {DispatchState.QUEUED:d} and free.changed_at = asked.changed_at
+  for update of free skip locked
+) as asked
 where d.brand_id = asked.brand_id and d.dispatch_id = asked.dispatch_id
-  and d.state = {DispatchState.QUEUED:d} and d.changed_at = asked.changed_at
 returning d.brand_id, d.dispatch_id
 """
 
