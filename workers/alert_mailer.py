@@ -2,7 +2,7 @@
 
 What waits for one recipient goes as one letter. A letter's rows are taken for a while, sent, and removed once the mail
 server has answered that it has it: at least once. A worker that is killed between that answer and the removal leaves
-rows that are sent again, under the same Message-ID, so that mail programs show them once or side by side.
+rows that are sent again, as the same letter with the same Message-ID, so that mail programs can tell.
 """
 
 from __future__ import annotations

@@ -121,17 +121,22 @@ from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[])
 on conflict (brand_id, mail_id) do nothing
 """
 # All that waits for whoever has waited longest, in the order of the alerts. What is taken is nobody else's for a while.
+# What was tried together before is tried together again and nothing with it, so that it is the same letter: all of it
+# has the same moment for that.
 _TAKE_MAIL = """
-with theirs as (
-  select brand_id, mail_id from smsgateway.alert_mail
-  where next_at <= clock_timestamp() and recipient = (
-    select recipient from smsgateway.alert_mail where next_at <= clock_timestamp() order by next_at limit 1
-  )
-  order by created_at, mail_id limit %(limit)s
-  for update skip locked
+with first as (
+  select recipient, attempts, next_at from smsgateway.alert_mail
+  where next_at <= clock_timestamp() order by next_at limit 1
+),
+theirs as (
+  select m.brand_id, m.mail_id from smsgateway.alert_mail m join first on first.recipient = m.recipient
+  where m.next_at <= clock_timestamp()
+    and case when first.attempts = 0 then m.attempts = 0 else m.attempts > 0 and m.next_at = first.next_at end
+  order by m.created_at, m.mail_id limit %(limit)s
+  for update of m skip locked
 )
 update smsgateway.alert_mail m
-set next_at = clock_timestamp() + make_interval(secs => %(hold)s), attempts = m.attempts + 1
+set next_at = now() + make_interval(secs => %(hold)s), attempts = m.attempts + 1
 from theirs where m.brand_id = theirs.brand_id and m.mail_id = theirs.mail_id
 returning m.brand_id, m.mail_id, m.recipient, m.title, m.body, m.attempts, m.created_at
 """
@@ -144,7 +149,7 @@ _PUT_OFF_MAIL = """
 update smsgateway.alert_mail m
 set last_error = %(error)s, next_at = case
     when %(refused)s or m.created_at < now() - make_interval(secs => %(age)s) then null
-    else clock_timestamp() + make_interval(secs => %(delay)s)
+    else now() + make_interval(secs => %(delay)s)
   end
 from unnest(%(brands)s::bigint[], %(ids)s::text[]) as failed (brand_id, mail_id)
 where m.brand_id = failed.brand_id and m.mail_id = failed.mail_id
