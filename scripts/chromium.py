@@ -112,6 +112,12 @@ def prefer(driver: Chrome, *, dark: bool) -> None:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
+def desk(driver: Chrome, *, width: int, height: int) -> None:
+    """Show pages in a window of just that size from now on."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 def telephone(driver: Chrome, *, width: int = 390, height: int = 844) -> None:
     """Show pages as a telephone does from now on."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}

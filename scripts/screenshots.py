@@ -30,7 +30,7 @@ from scripts import chromium  # noqa: E402
 FOLDER = ROOT / "docs" / "screenshots"
 BYTES_MAX = 200_000
 SECONDS = 120
-WIDTH, HEIGHT = 1_180, 800
+WIDTH, HEIGHT = 1_180, 1_000
 _STOP_SECONDS = 60
 _FREE = ("COSTCENTER_ADDRESS", "GATEWAY_ADDRESS", "HTTP_ADDRESS", "SIMULATOR_ADDRESS")
 
@@ -101,7 +101,7 @@ def take(driver: Chrome, url: str, shot: Shot) -> Path:
     if shot.telephone:
         chromium.telephone(driver)
     else:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chromium.desk(driver, width=WIDTH, height=HEIGHT)
     driver.get(url + shot.path)
     _await(driver, shot.ready)
     target = FOLDER / f"{shot.name}.png"

@@ -23,6 +23,13 @@ RULE_REFUSALS = Counter(
     ["type", "reason"],
     registry=REGISTRY,
 )
+CONSOLE_SIGN_INS = Counter(
+    "smsbill_console_sign_ins",
+    "Sign-ins to the console: right, wrong (no such token), refused (too many wrong ones) or unavailable (nobody could "
+    "tell)",
+    ["result"],
+    registry=REGISTRY,
+)
 GROUP_SIZE = Histogram(
     "smsbill_gateway_group_calls",
     "Calls in one transaction",

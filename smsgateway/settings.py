@@ -500,6 +500,13 @@ class Settings(BaseSettings):
     console_form_bytes_max: int = Field(
         65_536, ge=1_024, le=1_048_576, description="Largest form that the console takes; its own have a few hundred"
     )
+    console_pages_max: int = Field(
+        6,
+        ge=1,
+        le=1_000,
+        description="Pages made at once; the others wait. Half of `gateway_database_connections`, so that people who "
+        "look never keep messages waiting for a connection",
+    )
     console_call_seconds: float = Field(
         10, gt=0, le=300, description="How long a page waits for an answer of the services; then it says so"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -172,6 +174,7 @@ class Console:
         self.sessions = Sessions(database, authenticator, settings)
         self.attempts = SignInAttempts(redis, settings)
         self.audit = Audit(database, identifiers)
+        self._places = asyncio.Semaphore(settings.console_pages_max)
         self.navigation: list[NavigationItem] = []
         self._channel = open_channel(settings, settings.costcenter_target)
         self._costcenter, self._admin = CostCenterStub(self._channel), CostCenterAdminStub(self._channel)
@@ -347,12 +350,9 @@ class Console:
         async def endpoint(request: Request) -> Response:
             request.state.asked = self._about(request)
             try:
-                response = await self._admitted(request, inner, open_to_all=open_to_all)
+                response = await self._placed(request, inner, open_to_all=open_to_all)
             except Refusal as refusal:
-                if refusal.code is grpc.StatusCode.UNAUTHENTICATED:
-                    response = self.to_sign_in(request)
-                else:
-                    response = self.refused(request, refusal)
+                response = await self._refusal(request, refusal)
             except HTTPException as error:
                 response = self._error(request, error.status_code)
             except ClientDisconnect:
@@ -377,6 +377,25 @@ class Console:
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
         return response
+
+    async def _placed(self, request: Request, inner: Endpoint, *, open_to_all: bool) -> Response:
+        """The answer, once few enough others are being made. Raises `TimeoutError` when that takes too long."""
+        async with asyncio.timeout(self.settings.console_call_seconds):
+            await self._places.acquire()
+        try:
+            return await self._admitted(request, inner, open_to_all=open_to_all)
+        finally:
+            self._places.release()
+
+    async def _refusal(self, request: Request, refusal: Refusal) -> Response:
+        if refusal.code is not grpc.StatusCode.UNAUTHENTICATED:
+            return self.refused(request, refusal)
+        session = _asked(request).session
+        if session is not None:
+            # A service knows already that the token was revoked; the sign-in page must not send its user back here.
+            with suppress(*TRANSIENT):
+                await self.sessions.end(session.session_hash)
+        return self.to_sign_in(request)
 
     async def _admitted(self, request: Request, inner: Endpoint, *, open_to_all: bool) -> Response:
         asked = _asked(request)

@@ -16,6 +16,7 @@ from infra.errors import Refusal
 from smsgateway.console.console import LANGUAGE_COOKIE, Console, equal, http_status, local_path
 from smsgateway.console.sessions import csrf_token
 from smsgateway.console.words import LANGUAGES
+from smsgateway.metrics import CONSOLE_SIGN_INS
 
 log = structlog.get_logger(__name__)
 
@@ -105,22 +106,24 @@ class _Doors:
         console, group = self._console, self._console.visitor(request).group
         wait = await console.attempts.begin(group)
         if wait:
+            CONSOLE_SIGN_INS.labels("refused").inc()
             log.warning("sign-in refused: too many", address=group)
             code = grpc.StatusCode.RESOURCE_EXHAUSTED
             raise Refusal(code, "TOO_MANY_SIGN_INS", "too many wrong sign-ins; try later", retry_seconds=wait)
-        wrong = False
+        result = "unavailable"
         try:
             if not 1 <= len(token) <= _TOKEN_CHARACTERS_MAX or not token.isascii() or not token.isprintable():
                 raise _refusal("UNAUTHENTICATED", "UNAUTHENTICATED", "that is no token")
             secret, session = await console.sessions.open(token)
+            result = "right"
         except Refusal as refusal:
-            wrong = refusal.code is grpc.StatusCode.UNAUTHENTICATED
-            if wrong:
+            if refusal.code is grpc.StatusCode.UNAUTHENTICATED:
+                result = "wrong"
                 log.warning("sign-in with a wrong token", address=group)
             raise
         finally:
-            if not wrong:
-                # It was right, or nobody could tell.
+            CONSOLE_SIGN_INS.labels(result).inc()
+            if result != "wrong":
                 await console.attempts.take_back(group)
         log.info("signed in to the console", token_id=session.principal.token_id, address=group)
         return secret

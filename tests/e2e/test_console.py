@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,11 @@ class Person:
         def told(driver: Chrome) -> bool:
             return any(text in (each.text or "") for each in driver.find_elements(By.CSS_SELECTOR, selector))
 
-        self._wait.until(lambda driver: _steady(lambda: told(driver)), f"{test_id} never said {text}")
+        self.until(lambda: told(self.driver), f"{test_id} says {text}")
+
+    def until(self, look: Callable[[], bool], what: str) -> None:
+        """Wait until something is so."""
+        self._wait.until(lambda _: _steady(look), f"not so: {what}")
 
     def fill(self, form: str, **fields: str) -> None:
         """Fill in fields of a form by their names."""
@@ -101,10 +105,10 @@ class Person:
         return [entry["message"] for entry in found if "Content Security Policy" in entry["message"]]
 
 
-def _steady(look: Any) -> bool:
+def _steady(look: Callable[[], bool]) -> bool:
     """What a look sees; False when the page changed under it."""
     try:
-        return bool(look())
+        return look()
     except StaleElementReferenceException:
         return False
 
@@ -127,15 +131,62 @@ def run_sql(stack: Stack, statement: str, *parameters: object) -> None:
 def test_an_operators_day(stack: Stack) -> None:
     """Sign in, sell a package, send a text, follow it to its receipt, see the balance move, try parked work again."""
     with person(stack) as someone:
-        someone.go("/brands/1/sale")
+        someone.go("/brands/1")
         someone.sign_in(stack.started["token"])
+        assert available(someone) == 1_000
+        someone.click("sell-link")
         sell(someone)
+        someone.click("brand-link")
+        someone.says("balance-available", "1,500")
         park_and_retry(stack, someone)
+        follow(stack, someone)
         assert someone.complaints() == []
         someone.click("sign-out")
         someone.find("sign-in")
         someone.go("/parked")
         assert "/sign-in" in someone.driver.current_url
+
+
+def available(someone: Person) -> int:
+    """What the open page of a brand says that it has."""
+    return int(someone.find("balance-available").text.replace(",", ""))
+
+
+def follow(stack: Stack, someone: Person) -> None:
+    """A message on its page from the queue to its receipt, then the brand's figures and chart, none of them loaded
+    anew by hand.
+    """
+    with at_rest(stack):
+        sent = stack.ok("send", "--brand", "1", "--type", "verification", "--text", TEXT, "--to", "19900090043")
+        someone.go(f"/messages/{sent['message_id']}")
+        someone.says("message-state", "queued")
+        assert "<script>" in someone.find("message").text, "shown, not run"
+    someone.says("message-state", "delivered")
+    timeline = someone.find("message-timeline")
+    assert sent["message_id"] in timeline.text
+    assert "DELIVRD" in someone.find("message").text
+    assert someone.driver.title != "x"
+    someone.go("/brands/1")
+    before = available(someone)
+    chart = someone.find("balance-chart")
+    someone.until(lambda: chart.get_attribute("data-last") == str(before), "the chart shows the balance")
+    assert chart.find_elements(By.TAG_NAME, "canvas")
+    stack.ok("send", "--brand", "1", "--type", "verification", "--text", TEXT, "--to", "19900090044", "--wait", "30")
+    segments = sent["segments"]
+    someone.says("balance-available", f"{before - segments:,}")
+    someone.until(lambda: chart.get_attribute("data-last") == str(before - segments), "the chart moves")
+
+
+@contextmanager
+def at_rest(stack: Stack) -> Iterator[None]:
+    """The worker does nothing meanwhile."""
+    children = stack.children()
+    worker = children.get("worker-1") or children["worker"]
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
 
 
 def sell(someone: Person) -> None:
@@ -149,13 +200,9 @@ def sell(someone: Person) -> None:
 
 def park_and_retry(stack: Stack, someone: Person) -> None:
     """A message that our own fault has parked, and that goes once the fault is gone."""
-    worker = stack.children()["worker-1" if "worker-1" in stack.children() else "worker"]
-    worker.suspend()
-    try:
+    with at_rest(stack):
         sent = stack.ok("send", "--brand", "1", "--type", "verification", "--text", TEXT, "--to", "19900090042")
         run_sql(stack, "update message set mobile = '' where message_id = %s", sent["message_id"])
-    finally:
-        worker.resume()
     someone.go("/parked")
     while not someone.driver.find_elements(By.CSS_SELECTOR, '[data-testid="parked-item"]'):
         someone.go("/parked")

@@ -5,15 +5,18 @@ Method: a real gateway over HTTP, beside a cost centre that knows a few tokens.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+import psycopg
 import pytest
 from console_harness import Browser, browser, signed_in
 from fake_cost_center import FakeCostCenter
-from gateway_harness import SENDER, VIEWER, Gateway, running_gateway
+from gateway_harness import BRAND, SENDER, VIEWER, Gateway, eventually, running_gateway
 
-from infra.authorization import secret_hash
+from infra.authorization import Role, secret_hash
 from smsgateway.console.attempts import SignInAttempts
 
 COOKIE = "smsbill_session"
@@ -86,6 +89,49 @@ async def test_a_session_ends(gateway: Gateway, visitor: Browser, fake_costcente
     assert (lost.status, lost.headers["hx-redirect"], lost.text) == (401, "/sign-in?next=%2Fa%3Fb%3D1", "")
     assert (await visitor.get("/", follow=False)).status == 303
     assert (await gateway.rows("select count(*) from console_session where token_id = %s", VIEWER)) == [(0,)]
+
+
+class _Revoked(FakeCostCenter):
+    """A cost centre that has heard of a revocation which the gateway has not."""
+
+    async def GetBrand(self, request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "revoked")
+
+
+async def test_a_service_that_knows_better(database_url: str, redis_url: str) -> None:
+    """Refuses the token while the gateway still keeps it: the session ends, and the sign-in page is no circle."""
+    costcenter = _Revoked({})
+    costcenter.add_token("finance", [Role.FINANCE], [BRAND])
+    await costcenter.start()
+    try:
+        async with running_gateway(costcenter, database_url, redis_url, console_token_seconds=60) as gateway:
+            async with signed_in(gateway.process.http_port, "finance") as visitor:
+                page = await visitor.get(f"/brands/{BRAND}/sale")
+                assert (page.status, page.path) == (200, f"/sign-in?next=%2Fbrands%2F{BRAND}%2Fsale")
+            assert await gateway.rows("select count(*) from console_session") == [(0,)]
+    finally:
+        await costcenter.stop()
+
+
+async def test_pages_made_at_once_are_bounded(gateway: Gateway, visitor: Browser) -> None:
+    """The next one waits for a place, and says that it took too long when there is none in time."""
+    settings = {"console_pages_max": 1, "console_call_seconds": 0.3}
+    database = gateway.settings.database_url
+    async with (
+        running_gateway(gateway.costcenter, database, gateway.settings.redis_url, **settings) as small,
+        signed_in(small.process.http_port, VIEWER) as someone,
+    ):
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            await connection.execute("lock table smsgateway.console_audit in access exclusive mode")
+            waiting = asyncio.create_task(someone.get(f"/audit?brand={BRAND}"))
+            await eventually(lambda: _is_waiting(gateway))
+            assert (await someone.get("/")).status == 503
+        assert (await waiting).status == 200
+        assert (await someone.get("/")).status == 200
+
+
+async def _is_waiting(gateway: Gateway) -> bool:
+    return bool(await gateway.rows("select 1 from pg_locks where not granted"))
 
 
 async def test_sessions_of_a_token_are_bounded(gateway: Gateway) -> None:
