@@ -230,8 +230,8 @@ SAFEGUARDS = (
             (
                 Edit(
                     "smsgateway/receipts_intake.py",
-                    "        row = await self._grouper.submit(_Taken(self._row(receipt)))\n",
-                    "        row = self._row(receipt)\n        self._grouper.submit_nowait(_Taken(row))\n",
+                    "        row = await self._grouper.submit(_Taken(self._row(receipt), trace))\n",
+                    "        row = self._row(receipt)\n        self._grouper.submit_nowait(_Taken(row, trace))\n",
                 ),
             ),
         ),
