@@ -77,11 +77,12 @@ class CostCenterAdminService(rpc.CostCenterAdminServicer):
 
     async def ListBalances(self, request: pb.ListBalancesRequest, context: Context) -> pb.ListBalancesResponse:
         allowed = current_principal().brand_ids
-        status, below = validation.balance_filter(request)
+        status, below, prefix = validation.balance_filter(request)
         balances, following, now = await self._queries.balances(
             None if allowed is None else sorted(allowed),
             status=status,
             below=below,
+            prefix=prefix,
             after=paging.decode_number(request.page_token),
             limit=paging.page_size(request.page_size),
         )

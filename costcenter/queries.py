@@ -164,11 +164,34 @@ class Queries:
             if found is None:
                 raise missing
             book, brand = await self._book(connection, brand_id)
-            book.add_freezes([found])
-            if found.open and found.expires_at <= book.time_of(brand):
-                # Its end by itself changes no other freeze.
-                found.timed_out += found.open
+            _end_freezes([found], book.time_of(brand))
             return found
+
+    async def freezes(self, brand_id: int, *, before: str, limit: int) -> tuple[list[Freeze], str]:
+        """A page of a brand's freezes, newest first, and the key of the next page; empty: there is none."""
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            freezes = await store.freezes_page(connection, brand_id, before, limit + 1)
+        _end_freezes(freezes, book.time_of(brand))
+        more = len(freezes) > limit
+        freezes = freezes[:limit]
+        return freezes, freezes[-1].order_no if more else ""
+
+    async def open_freezes(
+        self, brand_id: int, *, after: tuple[datetime, str] | None, limit: int
+    ) -> tuple[list[Freeze], tuple[datetime, str] | None]:
+        """A page of a brand's freezes that hold something, soonest end first, and the place (end, number) of the last;
+        None: there are no more.
+        """
+        async with self._database.snapshot() as connection:
+            book, brand = await self._book(connection, brand_id)
+            # What has ended holds nothing, booked or not.
+            first = (book.time_of(brand) + TICK, "")
+            start = first if after is None else max(after, first)
+            freezes = await store.open_freezes_page(connection, brand_id, start, limit + 1)
+        more = len(freezes) > limit
+        freezes = freezes[:limit]
+        return freezes, (freezes[-1].expires_at, freezes[-1].order_no) if more else None
 
     async def payment(self, brand_id: int, payment_no: str) -> tuple[Payment, list[Refund]]:
         """A payment with its refunds. Raises NOT_FOUND (PAYMENT_NOT_FOUND)."""
@@ -206,14 +229,15 @@ class Queries:
         return brands, str(brands[-1][0].brand_id) if more else ""
 
     async def balances(
-        self, allowed: Sequence[int] | None, *, status: int, below: int | None, after: int, limit: int
+        self, allowed: Sequence[int] | None, *, status: int, below: int | None, prefix: str, after: int, limit: int
     ) -> tuple[list[BrandBalance], str, datetime]:
         """A page of the balances of brands that may be seen (None: all), the key of the next page, and the moment.
 
-        `status` 0: any; `below`: only brands with less available than so many segments. With a filter a page may hold
-        fewer than `limit`, even none, although there is a next one; an empty key: there is none.
+        `status` 0: any; `below`: only brands with less available than so many segments; `prefix`: only brands whose
+        names begin so. With a filter a page may hold fewer than `limit`, even none, although there is a next one; an
+        empty key: there is none.
         """
-        filtered = bool(status) or below is not None
+        filtered = bool(status) or below is not None or bool(prefix)
         async with self._database.snapshot() as connection:
             now = await store.clock(connection, self._offset)
             found = await store_balances.balances(
@@ -222,6 +246,7 @@ class Queries:
                 after=after,
                 status=status,
                 below=below,
+                prefix=prefix,
                 scan=SCAN_MAX if filtered else limit + 1,
                 limit=limit + 1,
                 now=now,
@@ -366,6 +391,13 @@ def _due_records(book: Book, period: statements.Period, after: int = 0) -> list[
         for entry in book.changes.entries
         if period.start <= entry.at < period.end and entry.record_no > after
     ]
+
+
+def _end_freezes(freezes: Sequence[Freeze], now: datetime) -> None:
+    """Have freezes look as if what has ended was booked: the end of one by itself changes no other."""
+    for freeze in freezes:
+        if freeze.open and freeze.expires_at <= now:
+            freeze.timed_out += freeze.open
 
 
 def _place(package: Package) -> tuple[int, ...]:

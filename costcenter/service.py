@@ -14,7 +14,9 @@ from costcenter.engine import Engine
 from costcenter.operations import Operation, PaidReply
 from costcenter.queries import Queries
 from costcenter.translation import (
+    freeze_key,
     freeze_message,
+    freeze_place,
     package_message,
     paid_reply,
     payment_message,
@@ -54,7 +56,15 @@ PERMISSIONS = {
             "BatchSmsSendStatusCallBack",
             "BatchSmsReceiptStatusCallBack",
         ),
-        _VIEW: ("GetBalance", "GetBalanceHistory", "ListPackages", "GetFreeze", "GetPayment", "ListPayments"),
+        _VIEW: (
+            "GetBalance",
+            "GetBalanceHistory",
+            "ListPackages",
+            "GetFreeze",
+            "ListFreezes",
+            "GetPayment",
+            "ListPayments",
+        ),
     }.items()
     for method in methods
 }
@@ -218,6 +228,20 @@ class CostCenterService(rpc.CostCenterServicer):
             raise not_found("FREEZE_NOT_FOUND", "there is no such freeze")
         current_principal().require_brand(brand_id)
         return pb.GetFreezeResponse(freeze=freeze_message(await self._queries.freeze(brand_id, request.order_no)))
+
+    async def ListFreezes(self, request: pb.ListFreezesRequest, context: Context) -> pb.ListFreezesResponse:
+        brand_id = _readable(request.brand_id)
+        limit = paging.page_size(request.page_size)
+        if request.open_only:
+            after = freeze_place(request.page_token)
+            freezes, place = await self._queries.open_freezes(brand_id, after=after, limit=limit)
+            following = freeze_key(place)
+        else:
+            before = paging.decode_token(request.page_token)
+            freezes, following = await self._queries.freezes(brand_id, before=before, limit=limit)
+        return pb.ListFreezesResponse(
+            freezes=[freeze_message(freeze) for freeze in freezes], next_page_token=paging.next_token(following)
+        )
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Context) -> pb.GetPaymentResponse:
         brand_id = brand_of(request.payment_no)

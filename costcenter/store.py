@@ -986,6 +986,18 @@ REFUNDS_OF_PAYMENT = f"""
 select {REFUND_COLUMNS} from costcenter.refund r where r.brand_id = %s and r.payment_no = %s order by r.record_no
 """
 
+FREEZES_PAGE = f"""
+select {FREEZE_COLUMNS} from costcenter.freeze f
+where f.brand_id = %s and (%s = '' or f.order_no < %s) order by f.order_no desc limit %s
+"""
+
+# The end stands twice: alone it bounds the scan of the index, with the number it tells where the page begins.
+OPEN_FREEZES_PAGE = f"""
+select {FREEZE_COLUMNS} from costcenter.freeze f
+where f.brand_id = %s and f.is_open and f.expires_at >= %s and (f.expires_at, f.order_no) > (%s, %s)
+order by f.expires_at, f.order_no limit %s
+"""
+
 PAYMENTS_PAGE = f"""
 select {PAYMENT_COLUMNS} from costcenter.payment y
 where y.brand_id = %s and (%s = '' or y.payment_no < %s) order by y.payment_no desc limit %s
@@ -1053,6 +1065,20 @@ async def freeze(connection: Connection, brand_id: int, order_no: str) -> Freeze
     """One freeze."""
     row = await (await connection.execute(LOAD_FREEZES, ([brand_id], [order_no]))).fetchone()
     return None if row is None else freeze_from_row(row)
+
+
+async def freezes_page(connection: Connection, brand_id: int, before: str, limit: int) -> list[Freeze]:
+    """Freezes of a brand, newest first."""
+    cursor = await connection.execute(FREEZES_PAGE, (brand_id, before, before, limit))
+    return [freeze_from_row(row) for row in await cursor.fetchall()]
+
+
+async def open_freezes_page(
+    connection: Connection, brand_id: int, after: tuple[datetime, str], limit: int
+) -> list[Freeze]:
+    """Freezes of a brand that hold something, behind an end and a number, soonest end first."""
+    cursor = await connection.execute(OPEN_FREEZES_PAGE, (brand_id, after[0], *after, limit))
+    return [freeze_from_row(row) for row in await cursor.fetchall()]
 
 
 async def payment(connection: Connection, brand_id: int, payment_no: str) -> Payment | None:

@@ -29,6 +29,7 @@ with scanned as materialized (
 page as materialized (
     select * from scanned
     where (%(status)s = 0 or status = %(status)s)
+      and (%(prefix)s = '' or starts_with(lower(name), lower(%(prefix)s)))
       and (%(below)s::bigint is null or total - frozen < %(below)s::bigint or next_due_at <= now)
     order by brand_id limit %(limit)s
 )
@@ -97,6 +98,7 @@ async def balances(
     after: int,
     status: int,
     below: int | None,
+    prefix: str,
     scan: int,
     limit: int,
     now: datetime,
@@ -104,13 +106,16 @@ async def balances(
 ) -> Scan:
     """Brands behind `after` with their balances as they are recorded, at most `limit` out of at most `scan` looked at.
 
-    `status` 0: any; `below`: those that may have less available than so many segments.
+    `status` 0: any; `below`: those that may have less available than so many segments; `prefix` how their names begin,
+    whatever the case. Names have no index: whoever has so many brands that a walk through them takes long finds them by
+    number.
     """
     parameters = {
         "allowed": None if allowed is None else list(allowed),
         "after": after,
         "status": status,
         "below": below,
+        "prefix": prefix,
         "scan": scan,
         "limit": limit,
         "now": now,

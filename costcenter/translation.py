@@ -218,6 +218,26 @@ def refund_message(refund: Refund) -> pb.Refund:
     )
 
 
+def freeze_key(place: tuple[datetime, str] | None) -> str:
+    """The key of a page of freezes behind an end and a number; empty for none."""
+    return "" if place is None else f"{_microseconds(place[0])} {place[1]}"
+
+
+def freeze_place(token: str) -> tuple[datetime, str] | None:
+    """The end and the number that a page token of ListFreezes holds; None for an empty one. Raises INVALID_ARGUMENT
+    (BAD_REQUEST) for none of ours.
+    """
+    if not token:
+        return None
+    end, _, order_no = paging.decode_token(token).partition(" ")
+    if not end.isdecimal() or len(end) > 18:
+        raise paging.not_ours()
+    try:
+        return _moment(int(end)), order_no
+    except OverflowError:
+        raise paging.not_ours() from None
+
+
 def statement_page(
     statement: Statement | None, lines: Sequence[StatementLine], following: Place | None
 ) -> pb.GetStatementResponse:

@@ -34,6 +34,7 @@ from protos.costcenter.v1 import cost_center_pb2 as pb
 
 SEGMENTS_MAX = 1_000_000_000
 IDENTIFIER_LENGTH_MAX = 64
+NAME_LENGTH_MAX = 100
 FAILED_MESSAGES_MAX = 10_000
 # Thirty years: longer than anything lasts here, and short enough for any moment of today to be counted on from.
 DURATION_SECONDS_MAX = 1_000_000_000
@@ -300,22 +301,25 @@ def put_brand(request: admin_pb.PutBrandRequest) -> PutBrand:
         brand_id(request.brand_id),
         "",
         b"",
-        text("name", request.name, 100) if request.HasField("name") else None,
+        text("name", request.name, NAME_LENGTH_MAX) if request.HasField("name") else None,
         request.status or None,
         request.time_zone if request.HasField("time_zone") else None,
         request.refund_undelivered if request.HasField("refund_undelivered") else None,
     )
 
 
-def balance_filter(request: admin_pb.ListBalancesRequest) -> tuple[int, int | None]:
-    """The filters of ListBalances: a status (0: any), and fewer segments than what (None: any)."""
+def balance_filter(request: admin_pb.ListBalancesRequest) -> tuple[int, int | None, str]:
+    """The filters of ListBalances: a status (0: any), fewer segments than what (None: any), how names begin."""
     if request.status not in {0, 1, 2, 3}:
         raise invalid(status="must be a known status")
+    prefix = request.name_prefix
+    if len(prefix) > NAME_LENGTH_MAX or not prefix.isprintable():
+        raise invalid(name_prefix=f"must be at most {NAME_LENGTH_MAX} printable characters")
     if not request.HasField("available_below"):
-        return request.status, None
+        return request.status, None, prefix
     if request.available_below < 1:
         raise invalid(available_below="must be at least 1")
-    return request.status, request.available_below
+    return request.status, request.available_below, prefix
 
 
 def _package_id(field: str, value: int) -> int:

@@ -41,6 +41,7 @@ _DURATION_MAX = 10**9
 _BATCH_MAX = 5_000
 # What a viewer may read, and what can be read at all.
 VIEWS = {"GetBalance", "GetBalanceHistory", "ListPackages", "GetFreeze", "GetPayment", "ListPayments", "GetBrand"}
+VIEWS |= {"ListFreezes"}
 READS = {*VIEWS, "GetStatement"}
 # What the jobs do concerns all brands, so callers only ask for it in vain; a round ends with the real thing.
 JOBS = {"ApplyReleases": ("limit", 5_000), "BookDue": ("brand_limit", 10_000), "CleanUp": ("limit", 100_000)}
@@ -243,7 +244,7 @@ class Fuzz:
     async def compare_all(self) -> None:
         """Read what there is at the end; a sample of the freezes and payments."""
         for brand_id in self._brands:
-            for method in ("GetBrand", "GetBalance", "ListPackages", "ListPayments"):
+            for method in ("GetBrand", "GetBalance", "ListPackages", "ListFreezes", "ListPayments"):
                 await self.call(method, request_of(method, brand_id=brand_id))
         for _, order_no in self._choices.sample(self._freezes, min(15, len(self._freezes))):
             await self.call("GetFreeze", request_of("GetFreeze", order_no=order_no))
@@ -361,7 +362,9 @@ class Fuzz:
 
     def _expect_balances(self, request: Any) -> Refused | None:
         below_is_right = not request.HasField("available_below") or request.available_below >= 1
-        return None if request.status in {0, 1, 2, 3} and below_is_right else Refused("BAD_REQUEST")
+        prefix_is_right = len(request.name_prefix) <= 100 and request.name_prefix.isprintable()
+        is_right = request.status in {0, 1, 2, 3} and below_is_right and prefix_is_right
+        return None if is_right else Refused("BAD_REQUEST")
 
     def _expect_created(self, request: Any) -> Refused | None:
         rules = (
@@ -617,7 +620,7 @@ _RULES: dict[str, Callable[[Fuzz, Any], Reply | Refused | None]] = {
 _WELL_KNOWN = {"google.protobuf.Timestamp": _MOMENTS, "google.protobuf.Duration": _DURATIONS}
 _SELDOM = {
     *("time_to_live", "as_of", "to", "price", "currency", "page_size", "page_token", "reported_at", "status"),
-    *("time_zone", "refund_undelivered", "expires_at", "sms_types", "name", "available_below"),
+    *("time_zone", "refund_undelivered", "expires_at", "sms_types", "name", "available_below", "name_prefix"),
 }
 # Right values by the names of fields.
 _VALUES: dict[str, Callable[[Fuzz], Any]] = {
@@ -643,6 +646,7 @@ _VALUES: dict[str, Callable[[Fuzz], Any]] = {
     "available_below": lambda fuzz: fuzz._choice(1, 100, 10**12),
     "page_size": lambda fuzz: fuzz._choice(0, 1, 5, 1_000),
     "page_token": lambda fuzz: "",
+    "name_prefix": lambda fuzz: fuzz._choice("", "b", "Brand"),
     "month": lambda fuzz: _month(),
     "name": lambda fuzz: fuzz._choice("Name", " 名 "),
     "status": lambda fuzz: fuzz._choices.choices((1, 2, 3), (30, 10, 1))[0],
@@ -735,6 +739,10 @@ def _is_page(method: str, request: Any) -> bool:
         return False
     packages = 1 if getattr(request, "include_spent", False) else 2
     parts = {"ListBrands": 1, "ListBalances": 1, "ListPackages": packages, "GetStatement": 5}.get(method)
+    if method == "ListFreezes" and request.open_only:
+        end = key.partition(" ")[0]
+        # Microseconds up to the year 9999.
+        return key.isprintable() and re.fullmatch(r"\d{1,18}", end) is not None and int(end) < 253_402_300_800_000_000
     if parts is None:
         return key != "" and key.isprintable()
     return re.fullmatch(r"\d{1,18}" + r"\.\d{1,18}" * (parts - 1), key) is not None
@@ -742,7 +750,12 @@ def _is_page(method: str, request: Any) -> bool:
 
 def _paged(method: str, request: Any, expected: Reply, actual: Reply) -> tuple[Reply, Reply]:
     """Both replies cut to what can be compared of a page."""
-    name = {"ListPackages": "packages", "ListPayments": "payments", "GetStatement": "lines"}.get(method)
+    name = {
+        "ListPackages": "packages",
+        "ListFreezes": "freezes",
+        "ListPayments": "payments",
+        "GetStatement": "lines",
+    }.get(method)
     if name is None:
         return expected, actual
     size = 0 if getattr(request, "summary_only", False) else request.page_size or 100
@@ -759,7 +772,8 @@ def _paged(method: str, request: Any, expected: Reply, actual: Reply) -> tuple[R
     # Numbers of one millisecond have no order among them.
     if len(ours) > size:
         return {}, {}
-    order = [sorted(each, key=lambda payment: str(payment["payment_no"])) for each in (ours, theirs)]
+    number = "payment_no" if method == "ListPayments" else "order_no"
+    order = [sorted(each, key=lambda record: str(record[number])) for each in (ours, theirs)]
     return {name: order[0]}, {name: order[1]}
 
 

@@ -965,6 +965,12 @@ class Oracle:
                 return {"freeze": _freeze_reply(brand, brand.freezes[order_no])}
         raise Refused("FREEZE_NOT_FOUND")
 
+    def _list_freezes(self, request: Request) -> Reply:
+        """The first page, as if it took all; newest first."""
+        brand = self._brand(_brand_id(request))
+        freezes = [freeze for freeze in brand.freezes.values() if freeze.open or not request.get("open_only")]
+        return {"freezes": [_freeze_reply(brand, freeze) for freeze in reversed(freezes)]}
+
     def _get_payment(self, request: Request) -> Reply:
         payment_no = request.get("payment_no", "")
         for brand in self.brands.values():
@@ -1260,6 +1266,7 @@ _METHODS: dict[str, Callable[[Oracle, Request], Reply]] = {
     "GetBalanceHistory": Oracle._get_balance_history,
     "ListPackages": Oracle._list_packages,
     "GetFreeze": Oracle._get_freeze,
+    "ListFreezes": Oracle._list_freezes,
     "GetPayment": Oracle._get_payment,
     "ListPayments": Oracle._list_payments,
     "GetStatement": Oracle._get_statement,

@@ -68,6 +68,7 @@ MAY_CALL = {
     "GetBalanceHistory": _READERS,
     "ListPackages": _READERS,
     "GetFreeze": _READERS,
+    "ListFreezes": _READERS,
     "GetPayment": _READERS,
     "ListPayments": _READERS,
     "GetStatement": _FINANCIERS,

@@ -432,12 +432,15 @@ _BAD: list[tuple[str, str, Any]] = [
     ("PutBrand", "name", None),
     *[
         (m, "page_size", v)
-        for m in ("ListPackages", "ListPayments", "ListBrands", "ListBalances", "ListTokens")
+        for m in ("ListPackages", "ListFreezes", "ListPayments", "ListBrands", "ListBalances", "ListTokens")
         for v in (-1, 1_001)
     ],
     *[
         (m, "page_token", v)
-        for m in ("ListPackages", "ListPayments", "ListBrands", "ListBalances", "ListTokens", "ListPackageOffers")
+        for m in (
+            *("ListPackages", "ListFreezes", "ListPayments", "ListBrands", "ListBalances", "ListTokens"),
+            "ListPackageOffers",
+        )
         for v in ("?", "eA", encode_token("a\0b"))
     ],
     *[
@@ -447,6 +450,7 @@ _BAD: list[tuple[str, str, Any]] = [
     ],
     *[("ListBalances", "available_below", value) for value in (0, -1)],
     *[("ListBalances", "status", value) for value in (4, -1)],
+    *[("ListBalances", "name_prefix", value) for value in ("x" * 101, "\0")],
     ("GetBalance", "as_of", Timestamp(seconds=10**12)),
     ("GetBalanceHistory", "from", None),
     ("GetBalanceHistory", "step", None),
@@ -981,6 +985,38 @@ async def test_pages_of_packages_lose_none(center: CostCenter, include_spent: bo
     assert seen == made
 
 
+async def test_freezes_are_listed(center: CostCenter) -> None:
+    """All newest first, or those that hold something, soonest end first; in pages, each once. A page behind another is
+    asked for with the token of the same list.
+    """
+    brand_id = await center.brand(100)
+
+    async def pages(**fields: Any) -> list[Any]:
+        seen: list[Any] = []
+        token = ""
+        while True:
+            page = await center.call("ListFreezes", brand_id=brand_id, page_size=2, page_token=token, **fields)
+            seen += page.freezes
+            token = page.next_page_token
+            if not token:
+                return seen
+
+    assert await pages() == await pages(open_only=True) == []
+    lives = [500, 300, 400, 300, 200]
+    made = [(await center.freeze(brand_id, 10, time_to_live=Duration(seconds=life))).order_no for life in lives]
+    await center.pay(brand_id, made[2], 10)
+    listed = await pages()
+    # Within one millisecond numbers are in no order of time.
+    assert [freeze.order_no for freeze in listed] == sorted(made, reverse=True)
+    assert listed[0] == (await center.call("GetFreeze", order_no=listed[0].order_no)).freeze
+    ends = {freeze.order_no: (moment(freeze.expires_at), freeze.order_no) for freeze in listed}
+    held = [freeze.order_no for freeze in await pages(open_only=True)]
+    assert held == sorted((number for number in made if number != made[2]), key=ends.__getitem__)
+    token = (await center.call("ListFreezes", brand_id=brand_id, page_size=2)).next_page_token
+    refusal = await center.refused("ListFreezes", brand_id=brand_id, open_only=True, page_token=token)
+    assert refusal.fields == {"page_token": "must be a next_page_token of this call"}
+
+
 async def test_payments_are_listed_newest_first(center: CostCenter) -> None:
     """All of a brand or of one freeze, in pages."""
     brand_id = await center.brand(100)
@@ -1088,6 +1124,9 @@ async def test_what_is_due_is_told_before_and_after_it_is_booked(center: CostCen
         assert [(point.total, point.frozen) for point in history.points] == expected
         packages = (await later.call("ListPackages", brand_id=brand_id, include_spent=True)).packages
         freezes = [(await later.call("GetFreeze", order_no=f.order_no)).freeze for f in (freeze, held)]
+        listed = (await later.call("ListFreezes", brand_id=brand_id)).freezes
+        assert sorted(f.order_no for f in listed if f in freezes) == sorted(f.order_no for f in freezes)
+        assert list((await later.call("ListFreezes", brand_id=brand_id, open_only=True)).freezes) == []
         return [figures, packages, freezes, await later.figures(brand_id)]
 
     before = await told()

@@ -217,6 +217,11 @@ async def test_pages_and_filters(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     assert await reader.pages(available_below=51, status=1) == [[*mine[:2], *mine[3:]]]
     assert await reader.pages(status=2) == [[mine[2]]]
     assert await reader.pages(status=3) == [[]]
+    for brand_id, name in zip(mine, ("Nord", "nordwest", "Süd", "NORDOST", "100%", "no_d"), strict=True):
+        await center.call("PutBrand", brand_id=brand_id, name=name)
+    for prefix, found in {"nOrD": [0, 1, 3], "100%": [4], "%": [], "no_": [5], "ord": []}.items():
+        assert await reader.pages(name_prefix=prefix) == [[mine[place] for place in found]], prefix
+    assert await reader.pages(name_prefix="nord", page_size=2, available_below=51) == [mine[:2], [mine[3]]]
     monkeypatch.setattr(queries, "SCAN_MAX", 3)
     assert await reader.pages(available_below=50) == [mine[:3:2], [mine[4]], []]
     assert await reader.pages(page_size=1, available_below=50) == [[mine[0]], [mine[2]], [mine[4]]]

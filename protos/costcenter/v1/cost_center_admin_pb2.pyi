@@ -307,6 +307,7 @@ class ListBalancesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AVAILABLE_BELOW_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    NAME_PREFIX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most 1,000; 0: 100."""
     page_token: _builtins.str
@@ -315,6 +316,8 @@ class ListBalancesRequest(_message.Message):
     """Only brands with fewer segments available than this, at least 1; not given: all."""
     status: Global___BrandStatus.ValueType
     """Only brands of this status; not given: all."""
+    name_prefix: _builtins.str
+    """Only brands whose names begin so, whatever the case of the letters, at most 100 characters; empty: all."""
     def __init__(
         self,
         *,
@@ -322,10 +325,11 @@ class ListBalancesRequest(_message.Message):
         page_token: _builtins.str = ...,
         available_below: _builtins.int | None = ...,
         status: Global___BrandStatus.ValueType = ...,
+        name_prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_available_below", b"_available_below", "available_below", b"available_below"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_below", b"_available_below", "available_below", b"available_below", "page_size", b"page_size", "page_token", b"page_token", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_below", b"_available_below", "available_below", b"available_below", "name_prefix", b"name_prefix", "page_size", b"page_size", "page_token", b"page_token", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__available_below: _TypeAlias = _typing.Literal["available_below"]  # noqa: Y015
     _WhichOneofArgType__available_below: _TypeAlias = _typing.Literal["_available_below", b"_available_below"]  # noqa: Y015

@@ -114,6 +114,11 @@ class CostCenterStub:
                 request_serializer=costcenter_dot_v1_dot_cost__center__pb2.GetFreezeRequest.SerializeToString,
                 response_deserializer=costcenter_dot_v1_dot_cost__center__pb2.GetFreezeResponse.FromString,
                 _registered_method=True)
+        self.ListFreezes = channel.unary_unary(
+                '/costcenter.v1.CostCenter/ListFreezes',
+                request_serializer=costcenter_dot_v1_dot_cost__center__pb2.ListFreezesRequest.SerializeToString,
+                response_deserializer=costcenter_dot_v1_dot_cost__center__pb2.ListFreezesResponse.FromString,
+                _registered_method=True)
         self.GetPayment = channel.unary_unary(
                 '/costcenter.v1.CostCenter/GetPayment',
                 request_serializer=costcenter_dot_v1_dot_cost__center__pb2.GetPaymentRequest.SerializeToString,
@@ -262,6 +267,13 @@ class CostCenterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFreezes(self, request, context):
+        """A brand's freezes, newest first, or those that hold something, soonest end first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPayment(self, request, context):
         """One payment by its number, with its refunds. Role viewer. NOT_FOUND: PAYMENT_NOT_FOUND.
         """
@@ -367,6 +379,11 @@ def add_CostCenterServicer_to_server(servicer, server):
                     servicer.GetFreeze,
                     request_deserializer=costcenter_dot_v1_dot_cost__center__pb2.GetFreezeRequest.FromString,
                     response_serializer=costcenter_dot_v1_dot_cost__center__pb2.GetFreezeResponse.SerializeToString,
+            ),
+            'ListFreezes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFreezes,
+                    request_deserializer=costcenter_dot_v1_dot_cost__center__pb2.ListFreezesRequest.FromString,
+                    response_serializer=costcenter_dot_v1_dot_cost__center__pb2.ListFreezesResponse.SerializeToString,
             ),
             'GetPayment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPayment,
@@ -816,6 +833,33 @@ class CostCenter:
             '/costcenter.v1.CostCenter/GetFreeze',
             costcenter_dot_v1_dot_cost__center__pb2.GetFreezeRequest.SerializeToString,
             costcenter_dot_v1_dot_cost__center__pb2.GetFreezeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFreezes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/costcenter.v1.CostCenter/ListFreezes',
+            costcenter_dot_v1_dot_cost__center__pb2.ListFreezesRequest.SerializeToString,
+            costcenter_dot_v1_dot_cost__center__pb2.ListFreezesResponse.FromString,
             options,
             channel_credentials,
             insecure,

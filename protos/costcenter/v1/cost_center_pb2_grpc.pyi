@@ -95,6 +95,8 @@ class CostCenterStub:
     """A brand's packages in burn-down order. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetFreeze: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.GetFreezeRequest, _cost_center_pb2.GetFreezeResponse]
     """One freeze by its number. Role viewer. NOT_FOUND: FREEZE_NOT_FOUND."""
+    ListFreezes: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.ListFreezesRequest, _cost_center_pb2.ListFreezesResponse]
+    """A brand's freezes, newest first, or those that hold something, soonest end first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetPayment: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.GetPaymentRequest, _cost_center_pb2.GetPaymentResponse]
     """One payment by its number, with its refunds. Role viewer. NOT_FOUND: PAYMENT_NOT_FOUND."""
     ListPayments: _grpc.UnaryUnaryMultiCallable[_cost_center_pb2.ListPaymentsRequest, _cost_center_pb2.ListPaymentsResponse]
@@ -164,6 +166,8 @@ class CostCenterAsyncStub(CostCenterStub):
     """A brand's packages in burn-down order. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetFreeze: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.GetFreezeRequest, _cost_center_pb2.GetFreezeResponse]  # type: ignore[assignment]
     """One freeze by its number. Role viewer. NOT_FOUND: FREEZE_NOT_FOUND."""
+    ListFreezes: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.ListFreezesRequest, _cost_center_pb2.ListFreezesResponse]  # type: ignore[assignment]
+    """A brand's freezes, newest first, or those that hold something, soonest end first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
     GetPayment: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.GetPaymentRequest, _cost_center_pb2.GetPaymentResponse]  # type: ignore[assignment]
     """One payment by its number, with its refunds. Role viewer. NOT_FOUND: PAYMENT_NOT_FOUND."""
     ListPayments: _aio.UnaryUnaryMultiCallable[_cost_center_pb2.ListPaymentsRequest, _cost_center_pb2.ListPaymentsResponse]  # type: ignore[assignment]
@@ -326,6 +330,14 @@ class CostCenterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_center_pb2.GetFreezeResponse, _abc.Awaitable[_cost_center_pb2.GetFreezeResponse]]:
         """One freeze by its number. Role viewer. NOT_FOUND: FREEZE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListFreezes(
+        self,
+        request: _cost_center_pb2.ListFreezesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_center_pb2.ListFreezesResponse, _abc.Awaitable[_cost_center_pb2.ListFreezesResponse]]:
+        """A brand's freezes, newest first, or those that hold something, soonest end first. Role viewer. NOT_FOUND: BRAND_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetPayment(
