@@ -202,10 +202,15 @@ class Accounts:
     @property
     def state(self) -> str:
         """For operators."""
-        accounts = sorted(self._by_id.values(), key=lambda each: each.account_id)
-        if len(accounts) == 1 and not accounts[0].paused:
-            return accounts[0].gate.state
-        return ", ".join(f"{each.account_id} {'is paused' if each.paused else each.gate.state}" for each in accounts)
+        states = self.states
+        if len(states) == 1 and "is paused" not in states.values():
+            return next(iter(states.values()))
+        return ", ".join(f"{account_id} {state}" for account_id, state in sorted(states.items()))
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The same of each account, by name."""
+        return {each.account_id: "is paused" if each.paused else each.gate.state for each in self._by_id.values()}
 
     def usable(self, account_ids: Sequence[str]) -> list[Account]:
         """Of some accounts those that may be called, in their order, whether they rest or not."""

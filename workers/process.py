@@ -23,6 +23,7 @@ from infra.identifiers import IdentifierSource
 from smsgateway import migrations
 from smsgateway.abandoned import AbandonedCalls
 from smsgateway.alert_board import AlertBoard
+from smsgateway.carrier_states import WRITE_SECONDS, CarrierStates
 from smsgateway.carriers.base import Carrier, ReceivingCarrier
 from smsgateway.carriers.registry import carrier_kind
 from smsgateway.dispatch_queue import DispatchQueue
@@ -228,6 +229,12 @@ class WorkerProcess:
             )
         self._loops.add("carrier-accounts", accounts.step, interval_seconds=settings.routing_poll_seconds)
         balance = BalanceWatch(accounts, database, queues, self.worker_id, settings)
+        states = CarrierStates(redis)
+
+        async def tell_states() -> None:
+            await states.write(self.worker_id, accounts.states, now_ms=time.time_ns() // 1_000_000)
+
+        self._loops.add("carrier-states", tell_states, interval_seconds=WRITE_SECONDS)
         self._loops.add("carrier-balance", balance.step, interval_seconds=settings.balance_seconds)
         self._add_outbox(relay)
         self._add_webhooks(database)
