@@ -536,6 +536,24 @@ class Settings(BaseSettings):
     alert_language: Literal["en", "zh"] = Field("en", description="Language of alerts: en or zh")
     alert_time_zone: str = Field("Asia/Shanghai", description="IANA time zone of the moments in alerts")
 
+    # What the console's pages read.
+    console_reads_max: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Reads of the gateway's tables by pages at once, of its `gateway_database_connections`: who looks "
+        "must not hold up who sends",
+    )
+    console_low_segments: int = Field(
+        1_000, ge=1, le=10**12, description="The overview names active brands with fewer segments available"
+    )
+    console_low_seconds: float = Field(
+        30,
+        ge=1,
+        le=3_600,
+        description="How long the overview keeps that list: it looks through the balances of all brands",
+    )
+
     _carrier_given: Mapping[str, Any] | None = PrivateAttr(None)
 
     @property

@@ -8,16 +8,16 @@ from smsgateway.console import (
     audit_pages,
     brand_forms,
     control_pages,
-    home_pages,
     parked_pages,
+    reading_pages,
     sale_pages,
     sign_in_pages,
     token_pages,
 )
 from smsgateway.console.console import Console, app_routes
 
-# Who adds pages adds its module here.
-PAGES = (home_pages, brand_forms, sale_pages, control_pages, parked_pages, token_pages, audit_pages)
+# Who adds pages adds its module here; forms before the pages that show, for /brands/new is no brand's.
+PAGES = (brand_forms, sale_pages, control_pages, parked_pages, token_pages, audit_pages, reading_pages)
 OPEN_PAGES = (sign_in_pages,)
 
 

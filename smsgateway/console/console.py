@@ -154,7 +154,7 @@ class Console:
     called for signed-in users only, and, when the method changes anything, with a form that was checked against
     forgery. They raise `Refusal`; the console makes the error page.
 
-    Parameters: `local` the gateway's own services; `database` the gateway's, for `smsgateway.store` modules;
+    Parameters: `local` the gateway's own services; `database` and `redis` the gateway's, for modules that read them;
     `authenticator` says within seconds that a token was revoked.
     """
 
@@ -169,6 +169,7 @@ class Console:
     ) -> None:
         self.settings = settings
         self.database = database
+        self.redis = redis
         self.identifiers = identifiers
         self.assets = Assets()
         self.sessions = Sessions(database, authenticator, settings)
@@ -176,6 +177,7 @@ class Console:
         self.audit = Audit(database, identifiers)
         self._places = asyncio.Semaphore(settings.console_pages_max)
         self.navigation: list[NavigationItem] = []
+        self._closing: list[Callable[[], Awaitable[None]]] = []
         self._channel = open_channel(settings, settings.costcenter_target)
         self._costcenter, self._admin = CostCenterStub(self._channel), CostCenterAdminStub(self._channel)
         # It has what a stub asks of a channel.
@@ -186,8 +188,14 @@ class Console:
             RoutingStub(channel),
         )
 
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have something of a page module's closed with the console."""
+        self._closing.append(close)
+
     async def close(self) -> None:
-        """Close the way to the cost centre."""
+        """Close what the pages have open, and the way to the cost centre."""
+        for close in self._closing:
+            await close()
         await self._channel.close()
 
     @cached_property

@@ -23,14 +23,15 @@ SEEN_STATES: Mapping[DispatchState, MessageState] = {
 }
 
 _CASES = " ".join(f"when {state:d} then {seen:d}" for state, seen in SEEN_STATES.items())
-_SEEN = f"""
+SEEN = f"""
 case when message.state <> {MessageState.QUEUED:d} then message.state
      else coalesce(case dispatch.state {_CASES} end, message.state) end
 """
+"""The state of a message as callers see it, where `message` and `dispatch` are joined."""
 
 _SELECT = f"""
 select message.message_id, message.brand_id, coalesce(message.batch_id, ''), message.sms_type, message.mobile,
-       coalesce(message.text, batch.text, ''), message.segments, ({_SEEN}) as seen,
+       coalesce(message.text, batch.text, ''), message.segments, ({SEEN}) as seen,
        coalesce(message.order_no, dispatch.order_no, ''), coalesce(message.payment_no, dispatch.payment_no, ''),
        coalesce(message.account, dispatch.account, ''),
        coalesce(message.carrier_message_id, ''), coalesce(message.result_code, ''), coalesce(message.result_detail, ''),
@@ -61,7 +62,7 @@ with message as materialized (
   where {chosen}
   group by brand_id, dispatch_id, state
 )
-select ({_SEEN}) as seen, sum(message.messages)::bigint
+select ({SEEN}) as seen, sum(message.messages)::bigint
 from message
 left join smsgateway.dispatch
   on dispatch.brand_id = message.brand_id and dispatch.dispatch_id = message.dispatch_id
@@ -189,7 +190,7 @@ async def list_messages(
         (batch_id, "and message.batch_id = %(batch)s"),
         (mobile, "and message.mobile = %(mobile)s"),
         (before, "and message.message_id < %(before)s"),
-        (state, f"and ({_SEEN}) = %(state)s"),
+        (state, f"and ({SEEN}) = %(state)s"),
         (sms_type, "and message.sms_type = %(type)s"),
         (first, "and message.message_id >= %(first)s"),
         (last, "and message.message_id < %(last)s"),

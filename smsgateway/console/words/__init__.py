@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 
-from smsgateway.console.words import doors
+from smsgateway.console.words import doors, reading
 
 LANGUAGES: Mapping[str, str] = {"en": "English", "zh": "中文"}
 DEFAULT = "en"
-CHINESE: Mapping[str, str] = {**doors.CHINESE}
+CHINESE: Mapping[str, str] = {**doors.CHINESE, **reading.CHINESE}
 
 _RANGE = re.compile(r"\s*([A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?")
 _HEADER_MAX = 500
