@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from protos.costcenter.v1.types_pb2 import SMS_TYPE_MARKETING
 from protos.smsgateway.v1 import sms_gateway_pb2 as gateway_pb
 from smsbill import secret_file, stack_file
 from smsbill.client import ClientSettings, find_access
-from smsbill.failure import CommandError, described
+from smsbill.failure import ADVICE, CommandError, described
 from smsbill.stack_file import Process, StackFile
 from smsbill.tables import plain, word
 
@@ -39,6 +40,15 @@ def test_a_message_as_json_values() -> None:
     offer = plain(admin_pb.PackageOffer(offer_id="a", validity_days=3))
     assert offer["validity_days"] == 3
     assert "validity_months" not in offer
+
+
+def test_every_refusal_has_a_next_step() -> None:
+    """Aim: whoever meets a reason of the closed list is told what to do about it."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rpcs.md").read_text("utf-8")
+    chapter = page.partition("## Refusals")[2].partition("\n## ")[0]
+    reasons = set(re.findall(r"^\| `[A-Z_]+` \| `([A-Z_]+)` \|", chapter, re.MULTILINE))
+    assert len(reasons) > 40
+    assert sorted(reasons - set(ADVICE)) == []
 
 
 def test_words_of_enums() -> None:
