@@ -13,6 +13,8 @@ COPY costcenter costcenter
 COPY smsgateway smsgateway
 COPY workers workers
 COPY smsbill smsbill
+# The demo's texts and recipients, part of the package.
+COPY examples examples
 RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.13-slim
