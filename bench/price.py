@@ -1,11 +1,12 @@
-"""`python -m bench.price`: what the submitting mark and the outbox cost of the rate of single messages.
+"""`python -m bench.price`: what the submitting mark, the outbox and metrics cost of the rate of single messages.
 
 In turn, the tree as it is and copies without the statement that marks, without the rows of the outbox, without both,
-and without the look for webhooks, each on a stack of its own: single messages from SendSms to sent, without receipts,
-as many as get through. The price is one less the rate of the whole tree over that of the copy, round by round; and, of
-the processor time that a message takes in all processes but the carrier's, one less the copy's over the whole tree's,
-which a machine that does other things meanwhile disturbs less. Nothing of a copy is for use: what dies in it is lost or
-sent twice. The inbox of receipts cannot be left out so, for it is the only place where they are.
+without the look for webhooks, and without metrics (all but the one that this bench reads), each on a stack of its own:
+single messages from SendSms to sent, without receipts, as many as get through. The price is one less the rate of the
+whole tree over that of the copy, round by round; and, of the processor time that a message takes in all processes but
+the carrier's, one less the copy's over the whole tree's, which a machine that does other things meanwhile disturbs
+less. Nothing of a copy is for use: what dies in it is lost or sent twice. The inbox of receipts cannot be left out so,
+for it is the only place where they are.
 """
 
 from __future__ import annotations
@@ -64,12 +65,30 @@ _NO_OUTBOX = (
 )
 # Of an accepted message; no brand has a webhook here, so this is the price for who has none.
 _NO_WEBHOOKS = (Edit(_SENDING, "), {TOLD_OF_SENT}\n", ")\n"),)
+_NO_METRICS = (
+    Edit(
+        "infra/telemetry.py",
+        "REGISTRY = CollectorRegistry(auto_describe=True)\n",
+        "REGISTRY = CollectorRegistry(auto_describe=True)\n"
+        "from prometheus_client import Gauge, Histogram\n"
+        "def _unless_read(kind, name):\n"
+        "    real, nothing = getattr(kind, name), (lambda self: self) if name == 'labels' else (lambda self: None)\n"
+        "    def call(self, *given, **named):\n"
+        "        if self._name == 'smsbill_messages_settled': return real(self, *given, **named)\n"
+        "        return nothing(self)\n"
+        "    setattr(kind, name, call)\n"
+        "for _kind, _names in ((Counter, ('labels', 'inc')), (Histogram, ('labels', 'observe')),\n"
+        "                      (Gauge, ('labels', 'inc', 'dec', 'set', 'set_function'))):\n"
+        "    for _each in _names: _unless_read(_kind, _each)\n",
+    ),
+)
 VARIANTS: Mapping[str, tuple[Edit, ...]] = {
     WHOLE: (),
     "without mark": _NO_MARK,
     "without outbox": _NO_OUTBOX,
     "without both": _NO_MARK + _NO_OUTBOX,
     "without webhooks": _NO_WEBHOOKS,
+    "without metrics": _NO_METRICS,
 }
 
 Figures = dict[str, list[float]]
@@ -97,15 +116,19 @@ async def _busy_seconds(watch: Watch) -> float:
     return sum(each.seconds for name, each in (await watch.processes()).items() if name != SIMULATOR)
 
 
-def measure(rounds: int, seconds: float) -> tuple[Figures, Figures]:
-    """Of each variant in each round, in turn: messages a second, and processor milliseconds of one."""
-    rates: Figures = {name: [] for name in VARIANTS}
-    costs: Figures = {name: [] for name in VARIANTS}
+def measure(rounds: int, seconds: float, only: Sequence[str]) -> tuple[Figures, Figures]:
+    """Of each variant in each round, in turn: messages a second, and processor milliseconds of one.
+
+    Parameters: `only` these beside the whole tree; none named: all.
+    """
+    chosen = {name: edits for name, edits in VARIANTS.items() if name == WHOLE or not only or name in only}
+    rates: Figures = {name: [] for name in chosen}
+    costs: Figures = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory(prefix="smsbill-price-") as folder:
-        trees = {name: _tree(Path(folder) / name.replace(" ", "-"), edits) for name, edits in VARIANTS.items()}
+        trees = {name: _tree(Path(folder) / name.replace(" ", "-"), edits) for name, edits in chosen.items()}
         for number in range(rounds):
             # Whoever is first in one round is last in the next: a machine that slows down is slow for all.
-            names = list(VARIANTS) if number % 2 == 0 else list(VARIANTS)[::-1]
+            names = list(chosen) if number % 2 == 0 else list(chosen)[::-1]
             for name in names:
                 rate, cost = _once(trees[name], seconds)
                 rates[name].append(rate)
@@ -170,12 +193,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.price", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each run")
+    parser.add_argument("--only", action="append", choices=[name for name in VARIANTS if name != WHOLE], default=[])
     parser.add_argument("--once", action="store_true", help="this tree alone, its rate on standard output")
     options = parser.parse_args()
     if options.once:
         sys.stdout.write(f"\n{json.dumps(uvloop.run(once(options.seconds)))}\n")
         return 0
-    rates, costs = measure(options.rounds, options.seconds)
+    rates, costs = measure(options.rounds, options.seconds, options.only)
     show(rates, costs)
     write("price", {"seconds": options.seconds, "rates": rates, "milliseconds": costs, "prices": saved(rates, costs)})
     return 0
