@@ -107,7 +107,7 @@ async def test_a_service_that_knows_better(database_url: str, redis_url: str) ->
         async with running_gateway(costcenter, database_url, redis_url, console_token_seconds=60) as gateway:
             async with signed_in(gateway.process.http_port, "finance") as visitor:
                 page = await visitor.get(f"/brands/{BRAND}/sale")
-                assert (page.status, page.path) == (200, f"/sign-in?next=%2Fbrands%2F{BRAND}%2Fsale")
+                assert (page.status, page.path) == (200, f"/sign-in?next=/brands/{BRAND}/sale")
             assert await gateway.rows("select count(*) from console_session") == [(0,)]
     finally:
         await costcenter.stop()
