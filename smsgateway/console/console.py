@@ -567,6 +567,3 @@ def _with_headers(response: Response) -> Response:
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     return response
-
-
-Values = Mapping[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import TypeVar
@@ -167,6 +167,3 @@ async def read_form(request: Request, bytes_max: int) -> Form:
     if any("\0" in name or "\0" in value for name, value in fields):
         raise HTTPException(400)
     return Form(fields)
-
-
-Reader = Callable[[Form], T]
