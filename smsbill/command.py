@@ -285,8 +285,10 @@ def _prepare(options: Mapping[str, object], assignments: list[str] | None) -> No
                 param_hint="--set",
             )
         os.environ[f"SMSBILL_{name.upper()}"] = value
+    from infra import tracing
     from smsbill import parent
 
+    tracing.keep_out()
     # Before the settings are read: the tie must hold from the first moment. A drain time that breaks its rule is
     # refused later; here any number will do.
     try:

@@ -90,14 +90,15 @@ async def test_groups_and_batches(traces: Receiver, database_url: str, redis_url
 
 
 def test_without_an_endpoint_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off costs nothing: no package of OpenTelemetry is loaded by any service."""
+    """Off costs nothing: no package of OpenTelemetry is loaded by any service, not even by a library that would."""
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     tracing.start("test", BaseSettings(_env_file=None))
     assert tracing.active() is None
     script = (
-        "import sys, costcenter.process, smsgateway.process, workers.process, smsbill.process;"
-        " print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "import sys; from smsbill.command import _prepare; _prepare({}, None);"
+        " import costcenter.process, smsgateway.process, workers.process, smsbill.process;"
+        " print([name for name, made in sys.modules.items() if name.startswith('opentelemetry') and made])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
