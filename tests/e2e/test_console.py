@@ -25,6 +25,9 @@ from stack_harness import Stack
 from scripts import chromium
 from smsbill import stack_file
 
+# A browser that is not there is installed first.
+pytestmark = pytest.mark.timeout(400)
+
 SECONDS = 60
 POLL_SECONDS = 0.1
 TEXT = "【测试】验证码 <script>document.title='x'</script>"

@@ -49,6 +49,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterato
     )
     try:
         running.start()
+        running.ok("brand", "put", "--brand", str(DRAINED), "--name", "Second")
+        running.ok("buy", "--brand", str(DRAINED), "--segments", "1")
         yield running
     finally:
         running.end()
@@ -68,8 +70,6 @@ def test_one_trace_from_the_caller_to_the_carrier(stack: Stack, traces: Receiver
     """Aim: the caller's traceparent goes on through gateway, ledger, Redis and worker to the carrier's HTTP; the
     receipt has a trace from the callback to the ledger; and no span holds the number or the text.
     """
-    stack.ok("brand", "put", "--brand", str(DRAINED), "--name", "Second")
-    stack.ok("buy", "--brand", str(DRAINED), "--segments", "1")
     request = sms_gateway_pb2.SendSmsRequest(
         brand_id=DRAINED,
         request_id="traced",
@@ -159,11 +159,15 @@ def test_a_drained_brand_is_alerted_and_a_grant_ends_it(stack: Stack, urls: dict
 
 def test_top_tells_what_runs(stack: Stack, urls: dict[str, str]) -> None:
     """Aim: figures of all processes as JSON and as tables; a process that is gone is told; none at all is an error."""
-    told = stack.run("top", "--once", "--json", "--interval", "0.5").json
+
+    def figures() -> Any:
+        told = stack.run("top", "--once", "--json", "--interval", "0.5").json
+        return told if DRAINED in {each["brand_id"] for each in told["brands"]} else None
+
+    told = eventually(figures)
     assert {each["process"]: each["up"] for each in told["processes"]} == dict.fromkeys(urls, True)
     assert {"type": "verification", "mode": "single", "entries": 0, "oldest_seconds": 0.0} in told["queues"]
     assert [each["state"] for each in told["carriers"]] == ["works"]
-    assert DRAINED in {each["brand_id"] for each in told["brands"]}
     gone = "http://127.0.0.1:1/metrics"
     told = stack.run("top", "--once", "--interval", "0.2", "--url", urls["gateway"], "--url", gone)
     assert told.code == 0

@@ -16,8 +16,8 @@ LEDGER, GATEWAY = ("costcenter", "infra"), ("smsgateway",)
 STATUS_OF_MAKER = {"not_found": "NOT_FOUND", "failed_precondition": "FAILED_PRECONDITION"}
 # Where a refusal that came from elsewhere is passed on, or a maker takes its reason.
 PASSED_ON = {"infra/errors.py", "infra/grpc_status.py", "infra/local_calls.py", "costcenter/service.py"}
-# What is refused here becomes a page that a person reads, no status of a call.
-PAGES = "smsgateway/console/"
+# What is refused here becomes a page that a person reads, or JSON for Grafana, no status of a call.
+PAGES = ("smsgateway/console/", "smsgateway/grafana/")
 
 
 def test_the_ledgers_reasons_are_the_documented_ones() -> None:
