@@ -35,7 +35,7 @@ TABLES = (
     "smsgateway.message",
 )
 
-_FUNCTIONS = """
+FUNCTIONS = """
 create schema bench;
 -- The alphabet of identifiers, 10 characters of milliseconds.
 create function bench.prefix(ms bigint) returns text immutable parallel safe language sql return
@@ -289,7 +289,7 @@ async def fill(url: str, shape: Shape, progress: Callable[[str], None]) -> None:
     async with await _connect(url) as connection:
         for table in TABLES:
             await connection.execute(f"alter table {table} set unlogged".encode())
-        await connection.execute(_FUNCTIONS)
+        await connection.execute(FUNCTIONS)
         for statement in _BEGIN:
             await _run(connection, statement, parameters)
     per_chunk = max(1, ROWS_PER_STATEMENT // shape.brands)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from plan_harness import require_look_ups, statements_of
 
-from smsgateway.store import accepting, listing, outbox, receipts, rule_checks, sender_rules, sending, suppressions
+from smsgateway.store import (
+    accepting,
+    finding,
+    listing,
+    outbox,
+    overview,
+    receipts,
+    rule_checks,
+    sender_rules,
+    sending,
+    suppressions,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -19,6 +30,9 @@ def _statements() -> dict[str, str]:
         # Which brands have changed is asked by time.
         left_out = _SWEEPS | {"_CHANGED"}
         found |= {f"{kind} {name}": text for name, text in statements_of(module).items() if name not in left_out}
+    # What the console asks about one thing; a carrier's id is looked for in one account after another.
+    found |= {f"console {name}": text for name, text in statements_of(finding).items() if name != "_BY_REFERENCE"}
+    found |= {f"console {name}": statements_of(overview)[name] for name in ("_DISPATCHED", "_DISPATCHED_OF_CAMPAIGN")}
     # Those of `Database.statement`: planned once and for all.
     for name in ("_CLAIM_SINGLE", "_CLAIM_BATCH", "_MARK", "_ACCEPT_WHOLE"):
         found[name] = statements_of(sending)[name]
