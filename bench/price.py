@@ -104,14 +104,14 @@ async def once(seconds: float) -> tuple[float, float]:
             for span in (WARM_SECONDS, seconds):
                 load = Load(watch, Target(running.file.gateway_target, running.file.token), "sent")
                 await load.begin()
-                busy, started = await _busy_seconds(watch), time.perf_counter()
+                busy, started = await busy_seconds(watch), time.perf_counter()
                 await singles(load, span)
                 await load.ended(END_SECONDS)
             took = time.perf_counter() - started
-            return load.accepted / took, 1_000 * (await _busy_seconds(watch) - busy) / load.accepted
+            return load.accepted / took, 1_000 * (await busy_seconds(watch) - busy) / load.accepted
 
 
-async def _busy_seconds(watch: Watch) -> float:
+async def busy_seconds(watch: Watch) -> float:
     """Processor seconds of all processes but the carrier's."""
     return sum(each.seconds for name, each in (await watch.processes()).items() if name != SIMULATOR)
 
@@ -125,7 +125,7 @@ def measure(rounds: int, seconds: float, only: Sequence[str]) -> tuple[Figures, 
     rates: Figures = {name: [] for name in chosen}
     costs: Figures = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory(prefix="smsbill-price-") as folder:
-        trees = {name: _tree(Path(folder) / name.replace(" ", "-"), edits) for name, edits in chosen.items()}
+        trees = {name: tree_with(Path(folder) / name.replace(" ", "-"), edits) for name, edits in chosen.items()}
         for number in range(rounds):
             # Whoever is first in one round is last in the next: a machine that slows down is slow for all.
             names = list(chosen) if number % 2 == 0 else list(chosen)[::-1]
@@ -137,7 +137,7 @@ def measure(rounds: int, seconds: float, only: Sequence[str]) -> tuple[Figures, 
     return rates, costs
 
 
-def _tree(tree: Path, edits: Sequence[Edit]) -> Path:
+def tree_with(tree: Path, edits: Sequence[Edit]) -> Path:
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "*.egg-info", "docs", "tests", "results"))
     Mutation(tree.name, "", tuple(edits)).apply(tree)
     return tree
@@ -177,15 +177,15 @@ def show(rates: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[floa
         price = found.get(name)
         table.add_row(
             name,
-            _told(rates[name], ",.0f"),
-            _told(price["rate"], ".2f") if price else "",
-            _told(costs[name], ".2f"),
-            _told(price["time"], ".2f") if price else "",
+            told(rates[name], ",.0f"),
+            told(price["rate"], ".2f") if price else "",
+            told(costs[name], ".2f"),
+            told(price["time"], ".2f") if price else "",
         )
     console.print(table)
 
 
-def _told(some: Sequence[float], form: str) -> str:
+def told(some: Sequence[float], form: str) -> str:
     return f"{statistics.median(some):{form}} ({min(some):{form}} to {max(some):{form}})"
 
 

@@ -19,7 +19,7 @@ from chaos.load import AGAIN, Callers, sell
 from chaos.network import CLIENT, COSTCENTER, GATEWAY, Network
 from chaos.verdict import by_rule, judge
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
-from smsbill import reconcile, record_check
+from smsbill import reconcile, record_check, usage_figures
 from smsbill.client import Access, Client
 from smsbill.screen import Screen
 from smsbill.sending import FINAL_STATES
@@ -143,7 +143,11 @@ async def _run(stack: Stack, network: Network, plan: Plan, screen: Screen, resul
         screen.step("settled")
         entries = await record_check.carrier_record(file.simulator_url)
         verdict = judge(sent.accepted, messages, entries)
-        differences = await reconcile.run(stack.reconcile_settings(), progress=lambda _what, _done, _total: None)
+        settings = stack.reconcile_settings()
+        differences = await reconcile.run(settings, progress=lambda _what, _done, _total: None)
+        usage = await usage_figures.check(
+            settings.database_url, zone=settings.usage_time_zone, progress=lambda _what, _done, _total: None
+        )
         result.states = Counter(word(_STATE, message.state) for message in messages)
         result.settled_by_time = len(verdict.settled_by_time)
         result.bad |= {
@@ -151,6 +155,7 @@ async def _run(stack: Stack, network: Network, plan: Plan, screen: Screen, resul
             "calls without an answer": sent.unanswered,
             "refused": sent.refused,
             **by_rule(differences),
+            "usage unlike its records": [str(difference) for difference in usage],
             "forged receipts taken": ["yes"] * faults.forged,
             **verdict.without_cause(await _without_receipt(file.simulator_url)),
             "processes that needed a human": await unready(stack, names),

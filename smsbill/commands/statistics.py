@@ -57,8 +57,8 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     brand: Annotated[
-        int, typer.Option(min=1, max=2**63 - 1, help="One brand; else all of the token's.", show_default=False)
-    ] = 0,
+        int | None, typer.Option(min=1, max=2**63 - 1, help="One brand; else all of the token's.", show_default=False)
+    ] = None,
     start: Start = "",
     end: End = "",
     by: Annotated[Unit, typer.Option(help="By hour, day or month of acceptance.")] = Unit.DAY,
@@ -93,7 +93,7 @@ def usage(
     from smsbill.tables import plain, show
 
     request = pb.GetUsageRequest(
-        brand_id=brand,
+        brand_id=brand or 0,
         unit=by.number,  # type: ignore[arg-type] # numbers of the proto's enum
         time_zone=time_zone,
         sms_types=[each.number for each in types or ()],  # type: ignore[misc] # numbers of the proto's enum

@@ -56,6 +56,20 @@ def test_a_refused_and_an_undelivered_message(stack: Stack) -> None:
     assert available(stack) == before - 1
 
 
+def test_usage_is_told_compared_and_made_anew(stack: Stack) -> None:
+    """Aim: a message is found by what is known of it and counted; the figures fit the records, and a rebuild says the
+    same.
+    """
+    send(stack, "19900090030", "--wait", "30")
+    known = ("messages", "--brand", "1", "--number", "19900090030", "--type", "verification", "--state", "delivered")
+    (listed,) = stack.ok(*known, "--from", "2026-01-01")
+    assert listed["segments"] == 1
+    assert stack.ok("usage", "--rebuild")["brands"] >= 1
+    told = stack.ok("usage", "--brand", "1", "--by", "hour", "--type", "verification")["usage"]
+    assert told[-1]["delivered"] >= 1
+    assert stack.ok("usage", "--check") == {"differences": []}
+
+
 def test_a_file_with_bad_rows(stack: Stack, folder: Path) -> None:
     """Aim: the good rows of a real file are sent, each bad one is named by its line with its number masked."""
     path = folder / "people.csv"
