@@ -344,12 +344,13 @@ class Settings(gateway_settings.Settings):
         60, gt=0, le=86_400, description="Time between two counts of a brand's recipients of a day that goes on"
     )
     usage_count_share: float = Field(
-        0.02,
+        0.05,
         gt=0,
         le=1,
-        description="Share of the time that counting one day may take: a day of millions is counted less often",
+        description="Share of a worker's time that counting recipients may take: ten thousand brands, or a day of "
+        "millions, are counted less often",
     )
-    usage_count_days: int = Field(20, ge=1, le=1_000, description="Days whose recipients are counted in one turn")
+    usage_count_days: int = Field(100, ge=1, le=1_000, description="Days whose recipients are counted in one turn")
     usage_count_hold_seconds: float = Field(
         600, gt=0, le=86_400, description="How long a count may take before another worker begins it anew"
     )

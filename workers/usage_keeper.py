@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -26,6 +27,7 @@ class UsageKeeper:
         self._queues = queues
         self._worker = worker
         self._settings = settings
+        self._rests_until = 0.0
 
     async def fold(self) -> bool:
         """Fold what messages did since into the hours that they belong to."""
@@ -49,33 +51,31 @@ class UsageKeeper:
         return more
 
     async def count(self) -> bool:
-        """Count the recipients of days to which messages came."""
+        """Count the recipients of days to which messages came, and rest so long that it takes its share of time."""
         settings = self._settings
-        if not await self._on_duty("usage_recipients"):
+        if time.monotonic() < self._rests_until or not await self._on_duty("usage_recipients"):
             return False
         async with self._database.connection() as connection:
             days = await store.take_days(
                 connection, hold_seconds=settings.usage_count_hold_seconds, limit=settings.usage_count_days
             )
-        for day in days:
-            await self._count(day)
+        if days:
+            await self._count(days)
         SWEEPS.labels("usage_recipients", "found" if days else "nothing").inc()
         SWEPT.labels("usage_recipients").inc(len(days))
-        return len(days) == settings.usage_count_days
+        return False
 
-    async def _count(self, day: DueDay) -> None:
+    async def _count(self, days: Sequence[DueDay]) -> None:
         started = time.monotonic()
-        _, end = usage.day_of(day.day, self._settings.usage_time_zone)
+        zone = self._settings.usage_time_zone
         async with self._database.connection() as connection:
-            recipients = await store.count_day(connection, day, end)
-        took = time.monotonic() - started
+            recipients = await store.count_days(connection, [(day, usage.day_of(day.day, zone)[1]) for day in days])
+        rest = (time.monotonic() - started) / self._settings.usage_count_share
         async with self._database.connection() as connection:
-            await store.keep_day(
-                connection,
-                day,
-                recipients,
-                wait_seconds=max(self._settings.usage_count_seconds, took / self._settings.usage_count_share),
+            await store.keep_days(
+                connection, days, recipients, wait_seconds=max(self._settings.usage_count_seconds, rest)
             )
+        self._rests_until = time.monotonic() + rest
 
     async def _on_duty(self, duty: str) -> bool:
         """Whether this worker does it now. Without Redis everyone does: a duty only spares work."""

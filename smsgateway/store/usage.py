@@ -96,23 +96,37 @@ where d.brand_id = due.brand_id and d.day = due.day and d.sms_type = 0
 returning d.brand_id, d.day, d.changes
 """
 
-_COUNT_DAY = f"""
-select coalesce(sms_type, 0), count(distinct mobile)
-from smsgateway.message
-where brand_id = %(brand)s and message_id >= %(first)s and message_id < %(last)s
-  and created_at >= %(start)s and created_at < %(end)s and state <> {MessageState.QUEUED:d}
-group by grouping sets ((), (sms_type))
+_COUNT_DAYS = f"""
+select asked.place, counted.sms_type, counted.recipients
+from unnest(%s::bigint[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[])
+     with ordinality as asked (brand_id, first_id, last_id, day, next_day, place)
+cross join lateral (
+  select coalesce(sms_type, 0) as sms_type, count(distinct mobile) as recipients
+  from smsgateway.message
+  where message.brand_id = asked.brand_id
+    and message.message_id >= asked.first_id and message.message_id < asked.last_id
+    and created_at >= asked.day and created_at < asked.next_day and state <> {MessageState.QUEUED:d}
+  group by grouping sets ((), (sms_type))
+) as counted
 """
 
-_KEEP_DAY = """
-insert into smsgateway.usage_day (brand_id, day, sms_type, recipients, counted_at, due_at)
-select %(brand)s, %(day)s, asked.sms_type, asked.recipients, now(), now()
-from unnest(%(types)s::smallint[], %(recipients)s::bigint[]) as asked (sms_type, recipients)
-order by asked.sms_type
+_KEEP_DAYS = """
+insert into smsgateway.usage_day (brand_id, day, sms_type, recipients, counted_at, counted_changes, due_at)
+select asked.brand_id, asked.day, asked.sms_type, asked.recipients, now(), 0, now()
+from unnest(%(brands)s::bigint[], %(days)s::timestamptz[], %(types)s::smallint[], %(recipients)s::bigint[])
+     as asked (brand_id, day, sms_type, recipients)
+order by asked.brand_id, asked.day, asked.sms_type
 on conflict (brand_id, day, sms_type) do update
 set recipients = excluded.recipients, counted_at = excluded.counted_at,
-    counted_changes = case when usage_day.sms_type = 0 then %(changes)s else 0 end,
     due_at = now() + make_interval(secs => %(wait)s)
+"""
+
+# By what was known before the count: what was folded meanwhile has the day counted again.
+_NOTE_COUNTS = """
+update smsgateway.usage_day as d
+set counted_changes = asked.changes
+from unnest(%s::bigint[], %s::timestamptz[], %s::bigint[]) as asked (brand_id, day, changes)
+where d.brand_id = asked.brand_id and d.day = asked.day and d.sms_type = 0
 """
 
 # What has not left its queue is told from what is on its way, which is little. A part of a chunk was made later than
@@ -337,36 +351,52 @@ async def take_days(connection: Connection, *, hold_seconds: float, limit: int) 
     return [DueDay(*row) for row in await cursor.fetchall()]
 
 
-async def count_day(connection: Connection, day: DueDay, end: datetime) -> dict[int, int]:
-    """Different numbers of a brand's messages of a day that have left their queues, by type, 0: of all.
-
-    Parameters: `end` the first moment of the next day.
+async def count_days(connection: Connection, days: Sequence[tuple[DueDay, datetime]]) -> list[dict[int, int]]:
+    """For each day, given with the first moment of the next: different numbers of the brand's messages that have left
+    their queues, by type, 0: of all.
     """
     cursor = await connection.execute(
-        _COUNT_DAY,
-        {
-            "brand": day.brand_id,
-            "first": _prefix(day.day - CLOCKS_APART),
-            "last": _prefix(end + CLOCKS_APART),
-            "start": day.day,
-            "end": end,
-        },
+        _COUNT_DAYS,
+        (
+            arrays.integers([day.brand_id for day, _ in days]),
+            arrays.texts([_prefix(day.day - CLOCKS_APART) for day, _ in days]),
+            arrays.texts([_prefix(end + CLOCKS_APART) for _, end in days]),
+            arrays.moments([day.day for day, _ in days]),
+            arrays.moments([end for _, end in days]),
+        ),
     )
-    return {int(sms_type): int(recipients) for sms_type, recipients in await cursor.fetchall()}
+    found: list[dict[int, int]] = [{} for _ in days]
+    for place, sms_type, recipients in await cursor.fetchall():
+        found[place - 1][sms_type] = recipients
+    return found
 
 
-async def keep_day(connection: Connection, day: DueDay, recipients: dict[int, int], *, wait_seconds: float) -> None:
+async def keep_days(
+    connection: Connection, days: Sequence[DueDay], recipients: Sequence[dict[int, int]], *, wait_seconds: float
+) -> None:
     """Record what was counted; it is counted again after `wait_seconds` at the earliest, if messages come."""
+    rows = [
+        (day.brand_id, day.day, sms_type, count)
+        for day, counts in zip(days, recipients, strict=True)
+        for sms_type, count in counts.items()
+    ]
     await connection.execute(
-        _KEEP_DAY,
+        _KEEP_DAYS,
         {
-            "brand": day.brand_id,
-            "day": day.day,
-            "types": arrays.integers(recipients),
-            "recipients": arrays.integers(recipients.values()),
-            "changes": day.changes,
+            "brands": arrays.integers([row[0] for row in rows]),
+            "days": arrays.moments([row[1] for row in rows]),
+            "types": arrays.integers([row[2] for row in rows]),
+            "recipients": arrays.integers([row[3] for row in rows]),
             "wait": wait_seconds,
         },
+    )
+    await connection.execute(
+        _NOTE_COUNTS,
+        (
+            arrays.integers([day.brand_id for day in days]),
+            arrays.moments([day.day for day in days]),
+            arrays.integers([day.changes for day in days]),
+        ),
     )
 
 

@@ -32,7 +32,7 @@ SINGLES, BATCH = 6, 4
 async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
     behaviour = {"receipt_states": {"UNDELIV": 0.3}, "seed": 3}
     async with running_stack(database_url, redis_url, simulator=behaviour) as running:
-        await running.worker(usage_fold_seconds=0.1, usage_count_seconds=0.2)
+        await running.worker(usage_fold_seconds=0.1, usage_count_seconds=0.2, usage_count_share=1)
         for mobile in numbers(SINGLES):
             await running.send(mobile)
         await running.send_batch(numbers(BATCH))

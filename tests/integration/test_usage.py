@@ -23,7 +23,14 @@ from smsbill import usage_figures
 from smsgateway.store import usage as store
 
 ZONE = "Asia/Shanghai"
-QUICK: dict[str, Any] = {"usage_fold_seconds": 0.1, "usage_count_seconds": 0.2, "usage_fold_page": 7}
+QUICK: dict[str, Any] = {
+    "usage_fold_seconds": 0.1,
+    "usage_count_seconds": 0.2,
+    "usage_count_share": 1,
+    # A day whose count was cut off is due again after it.
+    "usage_count_hold_seconds": 1,
+    "usage_fold_page": 7,
+}
 CUT = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'smsbill-worker'"
 
 
