@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 
 from infra import paging
 from infra.authorization import ANY_TOKEN, Role, current_principal
-from infra.database import TRANSIENT, Connection, Database
+from infra.database import TRANSIENT, Database
 from infra.errors import Refusal, invalid_fields, not_found
 from infra.grpc_server import Permissions
 from protos.smsgateway.v1 import sms_gateway_pb2, sms_gateway_pb2_grpc
@@ -198,7 +198,7 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         missing = not_found("BATCH_NOT_FOUND", "there is no such batch")
         brand_id = asking.identified_brand(request.batch_id, missing)
         current_principal().require_brand(brand_id)
-        batch, states = await self._find_batch(brand_id, request.batch_id)
+        batch, states = await self._find_batch(brand_id, request.batch_id, counted=not request.without_states)
         if batch is None:
             raise missing
         return sms_gateway_pb2.GetBatchResponse(batch=_batch(batch, brand_id, states))
@@ -371,20 +371,16 @@ class SmsGatewayService(sms_gateway_pb2_grpc.SmsGatewayServicer):
         current_principal().require_brand(brand_id)
         return brand_id
 
-    async def _find_batch(self, brand_id: int, batch_id: str) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
+    async def _find_batch(
+        self, brand_id: int, batch_id: str, *, counted: bool
+    ) -> tuple[listing.SeenBatch | None, list[tuple[int, int]]]:
         async with self._database.snapshot() as connection:
             batch = await listing.find_batch(connection, brand_id, batch_id)
-            states = await _counted(connection, batch, brand_id, batch_id)
+            states = await listing.count_batch(connection, brand_id, batch_id) if batch and counted else []
         return batch, states
 
 
 _STATES = frozenset({0, *(int(state) for state in MessageState)})
-
-
-async def _counted(
-    connection: Connection, batch: listing.SeenBatch | None, brand_id: int, batch_id: str
-) -> list[tuple[int, int]]:
-    return [] if batch is None else await listing.count_batch(connection, brand_id, batch_id)
 
 
 def _require_keys(kind: ParkedKind, keys: Sequence[Key]) -> None:

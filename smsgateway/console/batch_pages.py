@@ -30,21 +30,24 @@ from smsgateway.store import pausing
 from smsgateway.store.pausing import SeenCampaign
 
 _MESSAGES_SHOWN: Final = 20
+# A larger batch is counted after its page has come, which is not to wait for that.
+_COUNTED_WITH_PAGE_MAX: Final = 10_000
 # Of a token that holds for some brands, so many of them are looked through for batches that are not done.
 _BRANDS_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class BatchNow:
-    """A batch with its messages by state."""
+    """A batch with its messages by state, if they are counted."""
 
     batch: gateway_pb.Batch
     progress: Progress
+    counted: bool
 
     @property
     def is_final(self) -> bool:
-        """Whether all of its messages are."""
-        return all(MessageState(count.state) in FINAL_STATES for count in self.batch.states)
+        """Whether all of its messages are known to be."""
+        return self.counted and all(MessageState(count.state) in FINAL_STATES for count in self.batch.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class _BatchPages:
 
     async def batch(self, request: Request) -> Response:
         """One batch with its messages."""
-        now = await self._batch(request)
+        now = await self._batch(request, counted_max=_COUNTED_WITH_PAGE_MAX)
         reply = await self._console.gateway(request).ListMessages(
             gateway_pb.ListMessagesRequest(
                 brand_id=now.batch.brand_id,
@@ -135,19 +138,25 @@ class _BatchPages:
         now = await self._batch(request)
         return self._desk.page(request, "batch_live.html", now=now, batch=now.batch)
 
-    async def _batch(self, request: Request) -> BatchNow:
+    async def _batch(self, request: Request, *, counted_max: int | None = None) -> BatchNow:
         batch_id = request.path_params["batch_id"]
         brand_id = brand_of(batch_id)
         if not brand_id:
             raise not_found("BATCH_NOT_FOUND", "there is no such batch")
         self._desk.view(request, brand_id)
 
-        async def look() -> BatchNow:
-            reply = await self._console.gateway(request).GetBatch(gateway_pb.GetBatchRequest(batch_id=batch_id))
-            ((batch, how_far),) = await with_progress(self._desk, [reply.batch])
-            return BatchNow(batch, how_far)
+        gateway = self._console.gateway(request)
 
-        return await self._desk.shared(("batch", batch_id), look)
+        async def look() -> BatchNow:
+            asked = gateway_pb.GetBatchRequest(batch_id=batch_id, without_states=counted_max is not None)
+            reply = await gateway.GetBatch(asked)
+            counted = counted_max is None or reply.batch.accepted <= counted_max
+            if counted and asked.without_states:
+                reply = await gateway.GetBatch(gateway_pb.GetBatchRequest(batch_id=batch_id))
+            ((batch, how_far),) = await with_progress(self._desk, [reply.batch])
+            return BatchNow(batch, how_far, counted)
+
+        return await self._desk.shared(("batch", batch_id, counted_max), look)
 
     async def _moving(self, request: Request, after: tuple[int, str], limit: int) -> list[Moving]:
         allowed = self._console.principal(request).brand_ids

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from infra.paging import encode_token
 from protos.costcenter.v1 import cost_center_admin_pb2
 from protos.smsgateway.v1 import sms_gateway_pb2
 from scripts import databases
+from smsgateway.console import batch_pages
 from smsgateway.schema import MessageState
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -116,6 +118,8 @@ async def test_the_overview_tells_what_goes_on(scene: Scene) -> None:
     """Rate, success, latency, queues by type, the carrier's state as workers say, parked work; a fragment that
     refreshes itself; a second browser within the same moment costs no second look.
     """
+    # The rate is that of the last minute, which the first message may lie behind.
+    await scene.stack.send("13700137009", request_id=f"lately-{time.time_ns()}")
     page = await shown(scene.viewer, "/")
     assert 'hx-get="/overview?live=1"' in page.text
     assert float(told_as(page, "rate")) > 0
@@ -345,6 +349,17 @@ async def test_a_batch_moves_until_it_is_done(scene: Scene) -> None:
     await eventually(final)
 
 
+async def test_a_large_batch_is_counted_after_its_page(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page comes without the counts and asks for them at once; they come, and then nothing is asked any more."""
+    monkeypatch.setattr(batch_pages, "_COUNTED_WITH_PAGE_MAX", 11)
+    page = await shown(scene.viewer, f"/batches/{scene.batch_id}")
+    assert "counting …" in page.text
+    assert f'hx-get="/batches/{scene.batch_id}/live?live=1" hx-trigger="load, every' in page.text
+    part = await shown(scene.viewer, f"/batches/{scene.batch_id}/live?live=1")
+    assert "counting" not in part.text
+    assert 'data-final="yes"' in part.text
+
+
 UNKNOWN = IdentifierSource().new(BRAND, 1_700_000_000_000)
 
 
@@ -360,7 +375,7 @@ BAD = [
     (f"/brands?after={'A' * 5_000}", 400, "BAD_REQUEST"),
     (f"/brands?q={'x' * 101}", 400, "BAD_REQUEST"),
     ("/brands?q=a%00b", 400, ""),
-    ("/brands?q=a%0Ab", 400, "BAD_REQUEST"),
+    ("/brands?q=a%0Ab", 400, ""),
     (f"/brands/{BRAND}?days=31", 400, "BAD_REQUEST"),
     (f"/brands/{BRAND}?days=99999999999", 400, "BAD_REQUEST"),
     (f"/brands/{BRAND}/balance.json?days=-1", 400, "BAD_REQUEST"),
@@ -386,7 +401,7 @@ BAD = [
     (f"/payments/{UNKNOWN}", 404, "PAYMENT_NOT_FOUND"),
     (f"/search?q={'x' * 129}", 400, "BAD_REQUEST"),
     ("/search?q=a%00", 400, ""),
-    ("/search?q=a%0Ab", 400, "BAD_REQUEST"),
+    ("/search?q=a%0Ab", 400, ""),
     ("/search?q=x&brand=seven", 400, "BAD_REQUEST"),
     ("/search?q=%3Cscript%3Ealert(1)%3C/script%3E", 200, ""),
 ]

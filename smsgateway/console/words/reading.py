@@ -12,6 +12,7 @@ CHINESE = {
     "Campaigns": "活动",
     "Message": "短信",
     "Freeze": "冻结",
+    "counting …": "统计中……",
     "Freezes": "冻结",
     "Payment": "扣费",
     "Payments": "扣费",
