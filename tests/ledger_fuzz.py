@@ -366,6 +366,9 @@ class Fuzz:
         is_right = request.status in {0, 1, 2, 3} and below_is_right and prefix_is_right
         return None if is_right else Refused("BAD_REQUEST")
 
+    def _expect_figures(self, request: Any) -> Refused | None:
+        return None if 0 <= request.brands_max <= 1_000 else Refused("BAD_REQUEST")
+
     def _expect_created(self, request: Any) -> Refused | None:
         rules = (
             1 <= len(request.name.strip()) <= 100,
@@ -613,6 +616,7 @@ _RULES: dict[str, Callable[[Fuzz, Any], Reply | Refused | None]] = {
     "ListBalances": Fuzz._expect_balances,
     "ListPackageOffers": Fuzz._expect_list,
     "ListTokens": Fuzz._expect_list,
+    "GetLedgerFigures": Fuzz._expect_figures,
     "CreateToken": Fuzz._expect_created,
     "RevokeToken": Fuzz._expect_revoked,
     "CheckToken": Fuzz._expect_checked,
@@ -644,6 +648,7 @@ _VALUES: dict[str, Callable[[Fuzz], Any]] = {
     "to": lambda fuzz: _stamp(-600),
     "step": lambda fuzz: Duration(seconds=3_600),
     "available_below": lambda fuzz: fuzz._choice(1, 100, 10**12),
+    "brands_max": lambda fuzz: fuzz._choice(0, 1, 1_000),
     "page_size": lambda fuzz: fuzz._choice(0, 1, 5, 1_000),
     "page_token": lambda fuzz: "",
     "name_prefix": lambda fuzz: fuzz._choice("", "b", "Brand"),

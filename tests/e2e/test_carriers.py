@@ -18,7 +18,7 @@ from stack_harness import Stack, eventually
 
 from smsbill.carrier_simulator import CarrierSimulator, SimulatorConfig, SimulatorSettings
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 PASSWORD = "secret"
 TEXT = "【测试】今天全场九折，拒收请回复R"

@@ -258,6 +258,7 @@ def test_a_process_that_dies_is_started_again(stack: Stack) -> None:
     assert "worker-1: killed by SIGKILL" in said
 
 
+@pytest.mark.long
 def test_of_two_that_serve_one_may_be_gone(folder: Path) -> None:
     """Aim: with two cost centres and two gateways everything goes on at once, and stays gone what was killed."""
     pair = {"SMSBILL_COSTCENTERS": "2", "SMSBILL_GATEWAYS": "2", "SMSBILL_RESTART_SECONDS": "60"}
@@ -408,6 +409,7 @@ def _state(stack: Stack, message_id: str) -> str | None:
     return eventually(settled)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_signal_at_any_moment_of_the_start(own_stack: Stack) -> None:
     """Aim: SIGTERM while servers, schemas or processes are being started ends cleanly, leaves nothing running, and the

@@ -14,7 +14,8 @@ from smsgateway.schema import metadata
 _COLUMNS = """
 select table_name, column_name, ordinal_position, data_type, is_nullable, column_default, collation_name
 from information_schema.columns
-where table_schema = 'smsgateway' and table_name <> 'alembic_version'
+join information_schema.tables using (table_schema, table_name)
+where table_schema = 'smsgateway' and table_name <> 'alembic_version' and table_type = 'BASE TABLE'
 order by table_name, ordinal_position
 """
 _CONSTRAINTS = """

@@ -24,7 +24,7 @@ from ledger_wire import outcome_of
 from costcenter import reconciliation
 from infra.errors import Refusal
 
-CALLS = int(os.environ.get("SMSBILL_FUZZ_CALLS", "20000"))
+CALLS = int(os.environ.get("SMSBILL_FUZZ_CALLS", "10000"))
 CALLERS = 8
 # Callers have new brands in each round, so that the oracles stay small.
 ROUND_CALLS = 4_000
