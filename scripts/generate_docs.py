@@ -73,7 +73,8 @@ This is for tests alone. A process that is started again with the setting dies t
 
 `tests/fault/test_crash_points.py` kills real processes at each of these points, starts them again, and judges: every
 message is final, the carrier took it once, it is charged if and only if it was sent, nothing is frozen, owed or queued
-any more, and `reconcile` finds nothing. `make test` walks half of the ways, `make test-long` the others.
+any more, and `reconcile` finds nothing. `make test` walks the ways of
+a message when all is well and those of the ledger, `make test-long` the others.
 
 What is done once more (a call of the cost centre, an entry in a queue, a
 caller's retry, a carrier's push) has the same id and counts once.

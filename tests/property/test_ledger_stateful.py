@@ -26,7 +26,7 @@ import costcenter.book
 from infra.embedded import EmbeddedServers
 from scripts import databases
 
-SECONDS = float(os.environ.get("STATEFUL_SECONDS", "25"))
+SECONDS = float(os.environ.get("STATEFUL_SECONDS", "15"))
 SHRINK_SECONDS = float(os.environ.get("STATEFUL_SHRINK_SECONDS", "60"))
 
 
