@@ -157,7 +157,6 @@ async def _run(stack: Stack, network: Network, plan: Plan, screen: Screen, resul
             **by_rule(differences),
             "usage unlike its records": [str(difference) for difference in usage],
             "forged receipts taken": ["yes"] * faults.forged,
-            **verdict.without_cause(await _without_receipt(file.simulator_url)),
             "processes that needed a human": await unready(stack, names),
         }
         result.seconds = time.monotonic() - started
@@ -203,16 +202,6 @@ async def unready(stack: Stack, names: Collection[str]) -> list[str]:
             if not bad or time.monotonic() > end:
                 return bad
             await asyncio.sleep(POLL_SECONDS)
-
-
-async def _without_receipt(simulator_url: str) -> int:
-    """Messages whose receipts the carrier lost or gave up: nobody could tell what became of their calls."""
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_HTTP_SECONDS)) as session,
-        session.get(f"{simulator_url}/simulator/record?limit=1") as answer,
-    ):
-        receipts = (await answer.json())["totals"]["receipts"]
-    return int(receipts["lost"] + receipts["abandoned"])
 
 
 def tell(screen: Screen, result: Result) -> None:

@@ -305,7 +305,7 @@ SAFEGUARDS = (
         ),
         "`workers/sender.py`, `Sender._settle`",
         "an unknown outcome is held until a receipt, a pull or time decides it",
-        _damage("charged, not sent", "receipts lost"),
+        _damage("charged, not sent"),
         CARRIER_LOSES,
     ),
     Safeguard(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from math import inf
 from typing import Any
 
 from infra.differences import Difference
@@ -18,6 +20,9 @@ from smsgateway.mobile import national_mobile
 from workers.sweepers import NO_OUTCOME, NO_RECEIPT
 
 # What the rules of `smsbill reconcile` come to for a customer; the other rules are told as what they are.
+# A receipt that is taken is settled so soon; held up by an outage in the last seconds that its message has, it may come
+# too late without being lost.
+IN_HAND_SECONDS = 30.0
 _OTHER_RULES = "differences in reconcile"
 _RULES = {
     "refund": "refunds missing or doubled",
@@ -32,8 +37,9 @@ class Verdict:
     """Messages by what went wrong with them, told by their ids or numbers.
 
     `settled_by_time`: messages whose call's answer was lost and that were refunded after their time although the
-    carrier had taken them. Nobody could know, so they are told apart; there must not be more of them than lost answers.
-    `expired_by_time`: messages that were sent and whose receipt we say never came; no more than receipts were lost.
+    carrier had taken them. Nobody could know, so they are told apart.
+    `settled_without_cause`: those of them of which the carrier had told us in good time by a receipt.
+    `receipts_lost`: messages that were sent and whose receipt we say never came, although we took it in good time.
     """
 
     lost: list[str] = field(default_factory=list)
@@ -44,7 +50,8 @@ class Verdict:
     unknown_to_us: list[str] = field(default_factory=list)
     recorded_twice: list[str] = field(default_factory=list)
     settled_by_time: list[str] = field(default_factory=list)
-    expired_by_time: list[str] = field(default_factory=list)
+    settled_without_cause: list[str] = field(default_factory=list)
+    receipts_lost: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> dict[str, list[str]]:
@@ -57,16 +64,8 @@ class Verdict:
             "sent, not charged": self.sent_not_charged,
             "sent, not recorded": self.unknown_to_us,
             "recorded twice": self.recorded_twice,
-        }
-
-    def without_cause(self, receipts_lost: int) -> dict[str, list[str]]:
-        """What time decided although the carrier had told it, by its name.
-
-        Parameters: `receipts_lost` messages whose receipts the carrier lost or gave up.
-        """
-        return {
-            "settled by time without cause": self.settled_by_time[receipts_lost:],
-            "receipts lost": self.expired_by_time[max(0, receipts_lost - len(self.settled_by_time)) :],
+            "settled by time without cause": self.settled_without_cause,
+            "receipts lost": self.receipts_lost,
         }
 
 
@@ -82,10 +81,15 @@ def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Ma
     """Compare the three accounts.
 
     Parameters: `accepted` national numbers that callers were told are accepted, each used once; `messages` all message
-    records; `carrier` the entries of the simulator's record.
+    records; `carrier` the entries of the simulator's record. Each message was asked for once, so a number is a message.
     """
     verdict = Verdict()
-    taken = Counter[str](entry["mobile"] for entry in carrier)
+    taken = Counter[str]()
+    told: dict[str, float] = {}
+    for entry in carrier:
+        taken[entry["mobile"]] += 1
+        if entry["receipt_taken"]:
+            told[entry["mobile"]] = datetime.fromisoformat(entry["receipt_taken"]).timestamp()
     recorded: set[str] = set()
     for message in messages:
         number = national_mobile(message.mobile) or message.mobile
@@ -93,6 +97,7 @@ def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Ma
             verdict.recorded_twice.append(message.message_id)
         recorded.add(number)
         charged = message.state in TAKEN_STATES
+        in_time = told.get(number, inf) < message.finished_at.ToMilliseconds() / 1_000 - IN_HAND_SECONDS
         if message.state not in FINAL_STATES:
             verdict.not_final.append(message.message_id)
         elif charged and not taken[number]:
@@ -100,8 +105,10 @@ def judge(accepted: Iterable[str], messages: Iterable[Any], carrier: Iterable[Ma
         elif not charged and taken[number]:
             unknown = message.state == pb.MESSAGE_STATE_FAILED and message.result_code == NO_OUTCOME
             (verdict.settled_by_time if unknown else verdict.sent_not_charged).append(message.message_id)
-        if message.state == pb.MESSAGE_STATE_EXPIRED and message.result_code == NO_RECEIPT:
-            verdict.expired_by_time.append(message.message_id)
+            if unknown and in_time:
+                verdict.settled_without_cause.append(message.message_id)
+        if message.state == pb.MESSAGE_STATE_EXPIRED and message.result_code == NO_RECEIPT and in_time:
+            verdict.receipts_lost.append(message.message_id)
         if taken[number] > 1:
             verdict.doubled.append(message.message_id)
     verdict.lost += sorted(set(accepted) - recorded)

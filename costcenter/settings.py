@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from zoneinfo import available_timezones
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from costcenter.book import Terms
 from costcenter.engine import EngineLimits
+from infra import time_zones
 from infra.settings import BaseSettings
 
 _DAY_SECONDS = 86_400
@@ -110,8 +110,8 @@ class Settings(BaseSettings):
     @field_validator("brand_time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError("must be an IANA time zone such as Asia/Shanghai")
+        if value not in time_zones.known():
+            raise ValueError(time_zones.RULE)
         return value
 
     @field_validator("freeze_time_to_live_seconds_max")

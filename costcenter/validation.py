@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
-from zoneinfo import available_timezones
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -28,6 +27,7 @@ from costcenter.operations import (
     SendStatus,
 )
 from costcenter.statement import PERIOD_MAX
+from infra import time_zones
 from infra.errors import invalid, invalid_fields
 from protos.costcenter.v1 import cost_center_admin_pb2 as admin_pb
 from protos.costcenter.v1 import cost_center_pb2 as pb
@@ -42,7 +42,6 @@ _NANOS = 1_000_000_000
 _CURRENCY = re.compile(r"[A-Z]{3}")
 # Digits of other scripts are digits to `\d`.
 _PRICE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,4})?")
-_TIME_ZONES = available_timezones()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -295,8 +294,8 @@ def put_brand(request: admin_pb.PutBrandRequest) -> PutBrand:
     """PutBrand as an operation."""
     if request.status not in {0, 1, 2, 3}:
         raise invalid(status="must be a known status")
-    if request.HasField("time_zone") and request.time_zone not in _TIME_ZONES:
-        raise invalid(time_zone="must be an IANA time zone such as Asia/Shanghai")
+    if request.HasField("time_zone") and request.time_zone not in time_zones.known():
+        raise invalid(time_zone=time_zones.RULE)
     return PutBrand(
         brand_id(request.brand_id),
         "",

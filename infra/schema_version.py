@@ -6,6 +6,7 @@ Read without Alembic, whose import and reading of all scripts would take a quart
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -16,17 +17,38 @@ from infra.errors import StartError
 _REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
 
 
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Why a schema is not this release's, and what to do."""
+
+    reason: str
+    advice: str
+
+
+_NEWER = Mismatch("is of a newer release", "start that release, or restore a backup")
+_OLDER = Mismatch("lacks migrations of this release", "run `smsbill migrate`")
+
+
 def require_known(url: str, schema: str, scripts: Path) -> None:
     """Raise `StartError` when the schema is of a newer release, or the server cannot be reached."""
-    _require_known(current(url, schema), schema, scripts)
+    found = mismatch(url, schema, scripts)
+    if found is _NEWER:
+        raise _error(schema, found)
 
 
 def require_current(url: str, schema: str, scripts: Path) -> None:
     """Raise `StartError` when the schema is of another release, or the server cannot be reached."""
+    found = mismatch(url, schema, scripts)
+    if found is not None:
+        raise _error(schema, found)
+
+
+def mismatch(url: str, schema: str, scripts: Path) -> Mismatch | None:
+    """Why a schema is not this release's; None: it is. Raises `StartError`: the server cannot be reached."""
     version = current(url, schema)
-    _require_known(version, schema, scripts)
-    if version != newest(scripts):
-        raise StartError(f"schema {schema} lacks migrations of this release; run `smsbill migrate`")
+    if version is not None and version not in known(scripts):
+        return _NEWER
+    return None if version == newest(scripts) else _OLDER
 
 
 def current(url: str, schema: str) -> str | None:
@@ -56,9 +78,8 @@ def known(scripts: Path) -> set[str]:
     return _stated(scripts, "revision")
 
 
-def _require_known(version: str | None, schema: str, scripts: Path) -> None:
-    if version is not None and version not in known(scripts):
-        raise StartError(f"schema {schema} is of a newer release; start that release, or restore a backup")
+def _error(schema: str, found: Mismatch) -> StartError:
+    return StartError(f"schema {schema} {found.reason}; {found.advice}")
 
 
 def _stated(scripts: Path, name: str) -> set[str]:

@@ -10,9 +10,10 @@ lost or never acknowledged. It misbehaves on request: see `SimulatorSettings`, c
 ``POST /simulator/settings`` with any of its fields as JSON.
 
 ``GET /simulator/record?after=<n>&limit=<n>`` pages through what it took on: ``entries`` numbered from 1 (``after`` is
-the last number seen; ``next_after`` goes on), ``numbers`` with how often each number of the page occurs in the whole
-record, and ``totals``. Refused calls are in the totals only. ``GET /metrics`` tells them to Prometheus, ``GET /`` to a
-person. There is no access control here: keep it on the loopback address.
+the last number seen; ``next_after`` goes on), each with the moment at which its receipt was first acknowledged or
+pulled, ``numbers`` with how often each number of the page occurs in the whole record, and ``totals``. Refused calls are
+in the totals only. ``GET /metrics`` tells them to Prometheus, ``GET /`` to a person. There is no access control here:
+keep it on the loopback address.
 
 Nothing is forgotten and nothing grows without bound: when the record is full, calls are refused with code 104. Of each
 receipt it is counted whether it was acknowledged, pulled, abandoned after its tries, or lost on request; what is still
@@ -798,6 +799,10 @@ async def serve(config: SimulatorConfig, *, on_ready: Callable[[str], None] | No
             loop.remove_signal_handler(signal.SIGTERM)
 
 
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
 class _Refusal(Exception):  # noqa: N818 - an answer of the protocol
     """A call is refused with a code."""
 
@@ -823,6 +828,8 @@ class _Record:
         self._digest: Final = array("Q")
         self._length: Final = array("H")
         self._segments: Final = array("B")
+        # When somebody first had the message's receipt; 0: nobody yet.
+        self._told: Final = array("d")
         # 32 digits as the vendor's newer ids have: when we began, a few of chance, the number of the call.
         self._message_id_prefix: Final = f"{_clock().second12}{secrets.randbelow(10_000):04d}"
 
@@ -847,6 +854,7 @@ class _Record:
         self._digest.extend(itertools.repeat(digest, many))
         self._length.extend(itertools.repeat(length, many))
         self._segments.extend(itertools.repeat(segments, many))
+        self._told.extend(itertools.repeat(0.0, many))
         self.segments_total += segments * many
         counts = self.number_counts
         for number in numbers:
@@ -854,6 +862,10 @@ class _Record:
             counts[number] = count
             if count == 2:
                 self.numbers_more_than_once += 1
+
+    def tell(self, index: int) -> None:
+        """The message's receipt was acknowledged or pulled."""
+        self._told[index] = self._told[index] or time.time()
 
     def message_id(self, call: int) -> str:
         return f"{self._message_id_prefix}{call + 1:016d}"
@@ -868,8 +880,9 @@ class _Record:
             "text_length": self._length[index],
             "segments": self._segments[index],
             "msgid": self.message_id(call),
-            "time": datetime.fromtimestamp(self.call_time[call], UTC).isoformat(timespec="milliseconds"),
+            "time": _moment(self.call_time[call]),
             "answer": _ANSWERS[self.call_answer[call]],
+            "receipt_taken": _moment(self._told[index]) if self._told[index] else None,
         }
 
     def receipt_fields(self, index: int) -> tuple[str, str, int, int]:
@@ -992,6 +1005,7 @@ class _Receipts:
         clock = _clock()
         rows = []
         for index, state in taken:
+            self._record.tell(index)
             message_id, uid, number, _ = self._record.receipt_fields(index)
             rows.append(
                 {
@@ -1056,6 +1070,7 @@ class _Receipts:
                 _, number, index, state, tries = receipt
                 if _acknowledges(answer):
                     self._acknowledged += 1
+                    self._record.tell(index)
                 elif tries + 1 >= self._settings.receipt_tries:
                     if self._settings.receipt_keep:
                         self._pullable.append((index, state))

@@ -342,13 +342,11 @@ def _ask_postgres(url: str) -> tuple[int, int]:
 def _schema_finding(url: str, schema: str, scripts: Path) -> Finding:
     what = f"schema {schema}"
     try:
-        version = schema_version.current(url, schema)
-        if version is not None and version not in schema_version.known(scripts):
-            return Finding(what, PROBLEM, "is of a newer release", "start that release, or restore a backup")
-        if version != schema_version.newest(scripts):
-            return Finding(what, PROBLEM, "lacks migrations of this release", "run `smsbill migrate`")
+        mismatch = schema_version.mismatch(url, schema, scripts)
     except StartError as error:
         return Finding(what, PROBLEM, str(error), "start the server")
+    if mismatch is not None:
+        return Finding(what, PROBLEM, mismatch.reason, mismatch.advice)
     return Finding(what, GOOD, "is of this release")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import available_timezones
 
 import pydantic
 from pydantic import Field, IPvAnyNetwork, PrivateAttr, SecretStr, field_validator, model_validator
 
+from infra import time_zones
 from infra.errors import SettingError, StartError
 from infra.settings import BaseSettings
 from smsgateway.alerts import is_recipient
@@ -599,8 +599,8 @@ class Settings(BaseSettings):
     @field_validator("alert_time_zone", "usage_time_zone")
     @classmethod
     def _check_zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError("must be an IANA time zone such as Asia/Shanghai")
+        if value not in time_zones.known():
+            raise ValueError(time_zones.RULE)
         return value
 
     @model_validator(mode="after")

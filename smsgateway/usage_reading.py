@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from zoneinfo import available_timezones
 
 import grpc
 
+from infra import time_zones
 from infra.authorization import Principal
 from infra.database import Connection, Database
 from infra.errors import Refusal, invalid_fields
@@ -60,8 +60,8 @@ class UsageReader:
         if not 0 <= question.brand_id < 1 << 63:
             violations["brand_id"] = "must be a brand, or 0 for all of the token"
         zone = question.zone or settings.usage_time_zone
-        if zone not in available_timezones():
-            violations["time_zone"] = "must be an IANA time zone such as Asia/Shanghai"
+        if zone not in time_zones.known():
+            violations["time_zone"] = time_zones.RULE
         if not set(question.sms_types) <= set(TYPE_NAMES):
             violations["sms_types"] = "must be verification (1), notification (2) or marketing (3)"
         if len(question.accounts) > _FILTERS_MAX or not all(map(_is_account, question.accounts)):

@@ -236,12 +236,14 @@ def _set_time(request: Any, start: str, end: str, time_zone: str) -> None:
 
 def _moment(text: str, time_zone: str, option: str) -> Timestamp:
     """A moment; without an offset it is in the time zone given, else in this machine's."""
-    from zoneinfo import ZoneInfo, available_timezones
+    from zoneinfo import ZoneInfo
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    if time_zone and time_zone not in available_timezones():
-        raise typer.BadParameter("must be an IANA time zone such as Asia/Shanghai", param_hint="--time-zone")
+    from infra import time_zones
+
+    if time_zone and time_zone not in time_zones.known():
+        raise typer.BadParameter(time_zones.RULE, param_hint="--time-zone")
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from zoneinfo import available_timezones
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from infra import time_zones
 from infra.authorization import Role
 from infra.errors import Refusal
 from protos.costcenter.v1 import cost_center_admin_pb2 as pb
@@ -127,7 +127,7 @@ class _BrandForms:
             refusal,
             brand=brand,
             statuses=list(STATUSES),
-            zones=sorted(available_timezones()),
+            zones=sorted(time_zones.known()),
         )
 
 

@@ -121,6 +121,7 @@ async def test_accepts_and_records(path: str) -> None:
             "msgid": second.carrier_message_id,
             "time": two["time"],
             "answer": "answered",
+            "receipt_taken": None,
         }
         totals = simulator.totals()
         assert (totals["messages"], totals["segments"], totals["calls"]["accepted"]) == (2, 3, 2)
@@ -470,6 +471,8 @@ async def test_receipts_lost_and_doubled() -> None:
         await carrier.send_single(call())
         await until(lambda: simulator.totals()["receipts"]["acknowledged"] == 2)
         assert receiver.got[0]["msgid"] == receiver.got[1]["msgid"]
+        (entry,) = simulator.entries()
+        assert entry["time"] <= entry["receipt_taken"]
         simulator.change_settings({"receipt_loss": 1})
         await carrier.send_single(call())
         receipts = simulator.totals()["receipts"]

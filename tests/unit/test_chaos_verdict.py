@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from chaos.verdict import by_rule, judge
+from chaos.verdict import IN_HAND_SECONDS, by_rule, judge
 from infra.differences import Difference
 from protos.smsgateway.v1 import sms_gateway_pb2 as pb
 from workers.sweepers import NO_OUTCOME, NO_RECEIPT
@@ -14,12 +15,19 @@ from workers.sweepers import NO_OUTCOME, NO_RECEIPT
 NUMBER = "13800000001"
 
 
+FINISHED_AT = 1_800_000_000
+IN_TIME, TOO_LATE = FINISHED_AT - IN_HAND_SECONDS - 1, FINISHED_AT - IN_HAND_SECONDS + 1
+
+
 def message(state: pb.MessageState.ValueType, *, message_id: str = "m", code: str = "") -> pb.Message:
-    return pb.Message(message_id=message_id, mobile=f"+86{NUMBER}", state=state, result_code=code)
+    made = pb.Message(message_id=message_id, mobile=f"+86{NUMBER}", state=state, result_code=code)
+    made.finished_at.FromSeconds(FINISHED_AT)
+    return made
 
 
-def calls(count: int) -> list[dict[str, Any]]:
-    return [{"mobile": NUMBER} for _ in range(count)]
+def calls(count: int, *, receipt_taken: float | None = None) -> list[dict[str, Any]]:
+    moment = None if receipt_taken is None else datetime.fromtimestamp(receipt_taken, UTC).isoformat()
+    return [{"mobile": NUMBER, "receipt_taken": moment} for _ in range(count)]
 
 
 @pytest.mark.parametrize("state", ["DELIVERED", "UNDELIVERED", "EXPIRED"])
@@ -67,12 +75,26 @@ def test_an_outcome_that_nobody_told_is_told_apart() -> None:
     assert not any(verdict.faults.values())
 
 
-def test_receipts_that_we_lost_are_told_from_those_that_the_carrier_lost() -> None:
-    """A message expires for want of a receipt no oftener than the carrier lost one."""
-    expired = [message(pb.MESSAGE_STATE_EXPIRED, message_id=each, code=NO_RECEIPT) for each in "ab"]
-    verdict = judge([NUMBER], expired, calls(1))
-    assert verdict.without_cause(2) == {"settled by time without cause": [], "receipts lost": []}
-    assert verdict.without_cause(1) == {"settled by time without cause": [], "receipts lost": ["b"]}
+@pytest.mark.parametrize(
+    ("state", "code", "fault"),
+    [
+        (pb.MESSAGE_STATE_EXPIRED, NO_RECEIPT, "receipts lost"),
+        (pb.MESSAGE_STATE_FAILED, NO_OUTCOME, "settled by time without cause"),
+    ],
+)
+@pytest.mark.parametrize("receipt_taken", [None, TOO_LATE, IN_TIME])
+def test_what_time_decided_although_we_had_been_told_is_named(
+    state: pb.MessageState.ValueType, code: str, fault: str, receipt_taken: float | None
+) -> None:
+    """Time may decide what the carrier never told, or told when the time was all but over, and nothing else."""
+    verdict = judge([NUMBER], [message(state, code=code)], calls(1, receipt_taken=receipt_taken))
+    assert [name for name, ids in verdict.faults.items() if ids] == ([fault] if receipt_taken == IN_TIME else [])
+
+
+def test_what_the_carrier_itself_calls_expired_is_no_lost_receipt() -> None:
+    """A receipt that says so makes a message expired at once."""
+    verdict = judge([NUMBER], [message(pb.MESSAGE_STATE_EXPIRED, code="EXPIRED")], calls(1, receipt_taken=IN_TIME))
+    assert not any(verdict.faults.values())
 
 
 def test_differences_are_told_by_what_they_come_to() -> None:
