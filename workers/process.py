@@ -313,6 +313,7 @@ class WorkerProcess:
                     identifiers=identifiers,
                     stop=self._stop,
                     settings=settings,
+                    watchdog=self._watchdog,
                 )
                 lane = Lane(
                     sms_type=sms_type,

@@ -22,6 +22,7 @@ from infra.crash_points import reach
 from infra.database import Database
 from infra.errors import Refusal
 from infra.grouping import Grouper, isolating
+from infra.heartbeat import Watchdog
 from infra.identifiers import IdentifierSource
 from protos.costcenter.v1 import cost_center_pb2
 from smsgateway.carriers.base import (
@@ -247,6 +248,7 @@ class Sender:
         identifiers: IdentifierSource,
         stop: StopSignal,
         settings: Settings,
+        watchdog: Watchdog,
     ) -> None:
         self._sms_type = sms_type
         self._mode = mode
@@ -278,6 +280,7 @@ class Sender:
                 in_flight_max=in_flight,
                 gather_seconds=settings.stage_gather_seconds,
                 name=f"queue of dispatches to {stage}",
+                heartbeat=watchdog.heartbeat("-".join((stage.replace(" ", "-"), *self._labels))),
             )
 
         size = settings.stage_group_max

@@ -15,6 +15,7 @@ from worker_harness import BRAND, ScriptedCarrier, Stack, running_stack
 from costcenter.process import CostCenterProcess
 from infra.errors import StartError
 from smsgateway.process import GatewayProcess
+from smsgateway.schema import MessageState
 from workers.process import WorkerProcess
 
 
@@ -67,6 +68,22 @@ async def test_a_loop_that_hangs_makes_a_worker_not_ready(stack: Stack) -> None:
     _, text = await get(worker, "/metrics")
     (line,) = [line for line in text.splitlines() if line.startswith('smsbill_loop_stalled_seconds{loop="hanging"}')]
     assert float(line.split()[-1]) > 1
+
+
+async def test_groups_that_hang_make_a_worker_not_ready(stack: Stack, database_url: str) -> None:
+    """A group of dispatches whose claim waits for a lock is named while it waits, and sent afterwards."""
+    message_id = await stack.send()
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await holder.execute("lock table smsgateway.dispatch in share mode")
+        worker = await stack.worker(carrier=ScriptedCarrier(), watchdog_seconds=0.5)
+
+        async def named() -> bool:
+            status, checks = await get(worker, "/readyz")
+            return status == 503 and "claim-verification-single" in checks.get("stalled", ())
+
+        await eventually(named)
+        await holder.rollback()
+    await stack.wait_for_state(message_id, MessageState.SENT)
 
 
 async def test_a_lane_that_hangs_makes_a_cost_centre_not_ready(database_url: str, redis_url: str) -> None:
