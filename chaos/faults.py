@@ -177,7 +177,8 @@ class Faults:
         while True:
             try:
                 return await act()
-            except NOBODY as error:
+            except (*NOBODY, psycopg.Error) as error:
+                # Another fault may still be in the way, such as a disk that takes nothing.
                 if time.monotonic() > end:
                     self._note(f"a fault could not be ended: {error}")
                     raise

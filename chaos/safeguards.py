@@ -136,9 +136,9 @@ SAFEGUARDS = (
                 ),
                 Edit(
                     _SENDER,
-                    "        outcome = await self._call(account, progress.claimed, call_id)\n",
-                    "        outcome = await self._call(account, progress.claimed, call_id)\n"
-                    "        call_id = await self._mark(progress, account)\n",
+                    '        reach("worker.dispatch.answered")\n',
+                    "        call_id = await self._mark(progress, account)\n"
+                    '        reach("worker.dispatch.answered")\n',
                 ),
             ),
         ),
@@ -265,7 +265,9 @@ SAFEGUARDS = (
                 Edit(
                     _SENDER,
                     "            await self._set_unknown(claimed, call_id, outcome)\n        elif",
-                    "            await self._again(progress, call_id, outcome)\n            return False\n        elif",
+                    "            await self._again(progress, call_id, outcome, account)\n"
+                    "            return False\n"
+                    "        elif",
                 ),
             ),
         ),

@@ -18,7 +18,7 @@ from costcenter.queries import Queries
 from costcenter.service import CostCenterService
 from costcenter.settings import Settings
 from infra.authorization import Authenticator, Principal, Role, secret_hash
-from infra.database import Connection, Database
+from infra.database import TRANSIENT, Connection, Database, start_error
 from infra.errors import StartError
 from infra.grpc_server import GrpcServer
 from infra.heartbeat import Watchdog
@@ -70,8 +70,11 @@ class CostCenterProcess:
         await reads.open()
         stack.push_async_callback(reads.close)
         await asyncio.to_thread(migrations.require_current, url)
-        async with reads.connection() as connection:
-            await self._ensure_tokens(connection)
+        try:
+            async with reads.connection() as connection:
+                await self._ensure_tokens(connection)
+        except TRANSIENT as error:
+            raise start_error(error) from None
         watchdog = Watchdog(settings.watchdog_seconds)
         engine = Engine(reads, terms=settings.terms(), limits=settings.engine_limits(), watchdog=watchdog)
         await engine.start()

@@ -70,6 +70,17 @@ def _told(error: psycopg.errors.InternalError_) -> psycopg.Error:
     return StorageError(str(error)) if error.diag.source_file in _STORAGE_SOURCES else error
 
 
+def start_error(error: BaseException) -> StartError:
+    """What keeps a process from starting where the server fails it (`TRANSIENT`), with what to do."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return StartError(
+            f"PostgreSQL takes no writes: {reason}; set SMSBILL_DATABASE_URL to the primary server, and see that its "
+            "default_transaction_read_only is off"
+        )
+    return StartError(f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs")
+
+
 class Database:
     """A pool of connections that heals: a broken one is replaced, and a caller waits a bounded time for one.
 
@@ -117,10 +128,7 @@ class Database:
             async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=CONNECT_SECONDS) as connection:
                 await connection.execute("select 1")
         except psycopg.OperationalError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise StartError(
-                f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
-            ) from None
+            raise start_error(error) from None
         await self._pool.open()
         if self._statements is not None:
             await self._statements.open()

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from infra.database import start_error
 from infra.errors import StartError
 
 _REVISION = re.compile(r'^(revision|down_revision) = "(\w+)"$', re.MULTILINE)
@@ -60,10 +61,7 @@ def current(url: str, schema: str) -> str | None:
             query = sql.SQL("select version_num from {}.alembic_version").format(sql.Identifier(schema))
             row = connection.execute(query).fetchone()
     except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StartError(
-            f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL and that the server runs"
-        ) from None
+        raise start_error(error) from None
     return None if row is None else str(row[0])
 
 

@@ -6,6 +6,7 @@ exactly once is an error: the mistake has to be made anew in the code as it is n
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,20 @@ class Mutation:
     edits: tuple[Edit, ...]
 
     def problems(self, root: Path) -> list[str]:
-        """Why it cannot be applied to a tree; empty when it can."""
+        """Why it cannot be applied to a tree, or leaves there what is no Python; empty when it can."""
         found = []
+        broken: dict[str, str] = {}
         for edit in self.edits:
-            count = (root / edit.file).read_text().count(edit.old)
+            text = broken.get(edit.file) or (root / edit.file).read_text()
+            count = text.count(edit.old)
             if count != 1:
                 found.append(f"{self.name}: {edit.file} has {count} times: {edit.old.strip().splitlines()[0]}")
+            broken[edit.file] = text.replace(edit.old, edit.new)
+        for file, text in broken.items():
+            try:
+                ast.parse(text)
+            except SyntaxError as error:
+                found.append(f"{self.name}: {file}, line {error.lineno}: {error.msg}")
         return found
 
     def apply(self, root: Path) -> None:

@@ -31,6 +31,7 @@ from ledger_service import (
     running_cost_center,
     timestamp,
 )
+from psycopg import sql
 
 from costcenter.process import CostCenterProcess
 from infra.embedded import EmbeddedServers
@@ -327,6 +328,14 @@ async def _start_error(settings: Any) -> str:
     line = str(caught.value)
     assert "\n" not in line
     return line
+
+
+async def test_a_database_that_takes_no_writes_is_no_start(database_url: str) -> None:
+    """As a standby is, or a hosted server whose disk is nearly full: the line says so, and nobody is to report it."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        await connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
+    assert "takes no writes" in await _start_error(cost_center_settings(database_url))
 
 
 @pytest.mark.parametrize("half", ["grpc_tls_certificate", "grpc_tls_key"])
