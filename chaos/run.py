@@ -186,12 +186,13 @@ async def settle(client: Client, seconds: float, screen: Screen) -> list[Any]:
 
 async def unready(stack: Stack, names: Collection[str]) -> list[str]:
     """Processes that do not run, or that say of themselves that they are not ready, though they had their time."""
-    urls = {name: url.removesuffix("/metrics") for name, url in stack.file.metrics_urls.items()}
-    urls["gateway"] = stack.file.gateway_url
     end = time.monotonic() + READY_SECONDS
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_HTTP_SECONDS)) as session:
         while True:
             bad = sorted(set(names) - {child.name for child in stack.file.children})
+            # Each round anew: who has just started again listens somewhere else.
+            urls = {name: url.removesuffix("/metrics") for name, url in stack.file.metrics_urls.items()}
+            urls["gateway"] = stack.file.gateway_url
             for name, url in urls.items():
                 try:
                     async with session.get(f"{url}/readyz") as answer:
