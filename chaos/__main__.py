@@ -65,6 +65,8 @@ FREE_PORTS = ("costcenter_address", "gateway_address", "http_address", "simulato
 # Start, stop, and the judge's own work, on a busy machine.
 SPARE_SECONDS = 180.0
 SEED_BITS = 32
+# Minutes each: more are a mistake.
+SEEDS_MAX = 1_000
 
 
 def main() -> int:
@@ -90,8 +92,11 @@ def _plans(seed: int) -> Sequence[Plan]:
     given = (os.environ.get("SEEDS") or "").replace(",", " ").split()
     seeds = [seed]
     if len(given) == 1:
+        count = int(given[0])
+        if not 1 <= count <= SEEDS_MAX:
+            sys.exit(f"SEEDS is how many, from 1 to {SEEDS_MAX:,}, or several of them; a single one is SEED")
         draws = random.Random(seed)
-        seeds = [draws.randrange(2**SEED_BITS) for _ in range(int(given[0]))]
+        seeds = [draws.randrange(2**SEED_BITS) for _ in range(count)]
     elif given:
         seeds = [int(each) for each in given]
     return [
