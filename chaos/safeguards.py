@@ -178,7 +178,8 @@ SAFEGUARDS = (
         ),
         "`workers/sweepers.py`, `Sweepers._push_missing`",
         "Redis loses all its data: queues are rebuilt from the records",
-        _damage("never final"),
+        # Reconciling names the same messages: records without a queue entry.
+        _damage("never final", "differences in reconcile"),
         REDIS_LOSES,
     ),
     Safeguard(
