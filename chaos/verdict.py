@@ -19,10 +19,10 @@ from smsbill.sending import FINAL_STATES
 from smsgateway.mobile import national_mobile
 from workers.sweepers import NO_OUTCOME, NO_RECEIPT
 
-# What the rules of `smsbill reconcile` come to for a customer; the other rules are told as what they are.
 # A receipt that is taken is settled so soon; held up by an outage in the last seconds that its message has, it may come
 # too late without being lost.
 IN_HAND_SECONDS = 30.0
+# What the rules of `smsbill reconcile` come to for a customer; the other rules are told as what they are.
 _OTHER_RULES = "differences in reconcile"
 _RULES = {
     "refund": "refunds missing or doubled",

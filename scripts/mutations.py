@@ -31,6 +31,18 @@ class Mutation:
 
     def problems(self, root: Path) -> list[str]:
         """Why it cannot be applied to a tree, or leaves there what is no Python; empty when it can."""
+        return self._broken(root)[1]
+
+    def apply(self, root: Path) -> None:
+        """Break a tree. Raises `ValueError` when it does not have the texts, or would be no Python."""
+        broken, problems = self._broken(root)
+        if problems:
+            raise ValueError("; ".join(problems))
+        for file, text in broken.items():
+            (root / file).write_text(text)
+
+    def _broken(self, root: Path) -> tuple[dict[str, str], list[str]]:
+        """The texts of a tree's files after all edits, and why they are not what they should be."""
         found = []
         broken: dict[str, str] = {}
         for edit in self.edits:
@@ -44,16 +56,7 @@ class Mutation:
                 ast.parse(text)
             except SyntaxError as error:
                 found.append(f"{self.name}: {file}, line {error.lineno}: {error.msg}")
-        return found
-
-    def apply(self, root: Path) -> None:
-        """Break a tree. Raises `ValueError` when it does not have the texts."""
-        problems = self.problems(root)
-        if problems:
-            raise ValueError("; ".join(problems))
-        for edit in self.edits:
-            path = root / edit.file
-            path.write_text(path.read_text().replace(edit.old, edit.new))
+        return broken, found
 
 
 def _book(*edits: tuple[str, str]) -> tuple[Edit, ...]:

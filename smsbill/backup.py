@@ -28,7 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from costcenter import migrations as ledger_migrations
 from costcenter.schema import SCHEMA as LEDGER_SCHEMA
 from infra.data_folder import write_durably
-from infra.database import CONNECT_SECONDS, ThreadConnection
+from infra.database import CONNECT_SECONDS, ThreadConnection, start_error
 from infra.embedded_postgres import VERSION, programs
 from infra.errors import StartError
 from smsbill import secret_file, stack_file
@@ -391,8 +391,7 @@ def _connection(url: str, *, autocommit: bool = True) -> Iterator[ThreadConnecti
     try:
         connection = psycopg.connect(url, autocommit=autocommit, connect_timeout=CONNECT_SECONDS)
     except psycopg.OperationalError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise CommandError(f"PostgreSQL cannot be reached: {reason}; check SMSBILL_DATABASE_URL") from None
+        raise CommandError(str(start_error(error))) from None
     with connection:
         yield connection
 
